@@ -1,0 +1,24 @@
+"""Transept: the transformer family on one small set of shared blocks.
+
+The public door is here; importing it loads no torch, each name is found when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transept.door import Model as Model
+    from transept.door import load as load
+    from transept.door import save as save
+
+__version__ = "0.1.0"
+_DOORS = {"load": "transept.door", "save": "transept.door", "Model": "transept.door"}
+__all__ = ["Model", "__version__", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DOORS:
+        return getattr(importlib.import_module(_DOORS[name]), name)
+    raise AttributeError(f"module 'transept' has no attribute {name!r}; it has {', '.join(__all__)}")

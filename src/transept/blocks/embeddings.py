@@ -1,0 +1,44 @@
+"""From tokens to vectors (row 30)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from transept.core.errors import InputError
+from transept.core.shapes import Float, Int, Tensor
+
+
+class TokenEmbedding(nn.Module):
+    """A learned vector for each of `vocab` tokens, looked up by id (equal to a one-hot vector times the table)."""
+
+    def __init__(self, vocab: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab, dim).normal_(std=0.02))
+
+    def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The vectors of the ids; an id outside the vocabulary is refused with both numbers."""
+        if not ids.is_meta and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.weight.shape[0]:
+            bad = int(ids.max()) if int(ids.max()) >= self.weight.shape[0] else int(ids.min())
+            raise InputError(f"token id {bad} is outside the vocabulary of {self.weight.shape[0]} tokens")
+        return nn.functional.embedding(ids, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"vocab={self.weight.shape[0]}, dim={self.weight.shape[1]}"
+
+
+class Embedding(nn.Module):
+    """Tokens, then a projection to the model's width where the table is narrower, then positions, then dropout: each a slot."""
+
+    def __init__(self, tokens: nn.Module, position: nn.Module | None = None, project: nn.Module | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.tokens, self.project, self.position = tokens, project, position
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "#b t"]) -> Float[Tensor, "b t d"]:
+        x = self.tokens(ids)
+        if self.project is not None:
+            x = self.project(x)
+        if self.position is not None:
+            x = self.position(x, positions)
+        return self.dropout(x)

@@ -1,0 +1,98 @@
+"""Feed-forward networks: plain, gated, and a mixture of experts (rows 19-22, 82b)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from transept.blocks.context import Context
+from transept.core.shapes import Float, Tensor
+from transept.core.tap import tap
+from transept.ops.activations import Act
+from transept.ops.routing import RouteSpec, route
+
+
+class MLP(nn.Module):
+    """down(act(up(x))) (Vaswani et al. 2017, eq. 2)."""
+
+    def __init__(self, dim: int, ffn: int, act: Act, bias: bool = True):
+        super().__init__()
+        self.act = act
+        self.up = nn.Linear(dim, ffn, bias=bias)
+        self.down = nn.Linear(ffn, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "... d"], ctx: Context | None = None) -> Float[Tensor, "... d"]:
+        return self.down(tap(self, "hidden", self.act(self.up(x))))
+
+    def extra_repr(self) -> str:
+        return f"act={self.act.name}"
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202, eq. 6; SwiGLU where act is SILU)."""
+
+    def __init__(self, dim: int, ffn: int, act: Act, bias: bool = False):
+        super().__init__()
+        self.act = act
+        self.gate = nn.Linear(dim, ffn, bias=bias)
+        self.up = nn.Linear(dim, ffn, bias=bias)
+        self.down = nn.Linear(ffn, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "... d"], ctx: Context | None = None) -> Float[Tensor, "... d"]:
+        return self.down(tap(self, "hidden", self.act(self.gate(x)) * self.up(x)))
+
+    def extra_repr(self) -> str:
+        return f"act={self.act.name}"
+
+
+class Router(nn.Module):
+    """Scores each expert for each token in float32; `correction` balances the choice without entering the weights (arXiv 2412.19437, eq. 15, 16)."""
+
+    def __init__(self, dim: int, spec: RouteSpec):
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(spec.experts, dim).normal_(std=0.02))
+        self.correction = nn.Buffer(torch.zeros(spec.experts))
+
+    def forward(self, x: Float[Tensor, "m d"]) -> tuple[Tensor, Tensor]:
+        logits = nn.functional.linear(x.float(), self.weight.float())
+        return route(logits, self.correction.float(), self.spec)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in vars(self.spec).items())
+
+
+class Experts(nn.Module):
+    """n gated feed-forward networks of the same shape, their weights stacked."""
+
+    def __init__(self, experts: int, dim: int, ffn: int, act: Act):
+        super().__init__()
+        self.act = act
+        self.gate = nn.Parameter(torch.empty(experts, ffn, dim).normal_(std=0.02))
+        self.up = nn.Parameter(torch.empty(experts, ffn, dim).normal_(std=0.02))
+        self.down = nn.Parameter(torch.empty(experts, dim, ffn).normal_(std=0.02))
+
+    def forward(self, x: Float[Tensor, "m d"], expert: int) -> Float[Tensor, "m d"]:
+        """The output of one expert."""
+        hidden = self.act(nn.functional.linear(x, self.gate[expert])) * nn.functional.linear(x, self.up[expert])
+        return nn.functional.linear(hidden, self.down[expert])
+
+
+class MoE(nn.Module):
+    """shared(x) + the weighted sum of the chosen experts (arXiv 2412.19437, eq. 12)."""
+
+    def __init__(self, router: Router, experts: Experts, shared: nn.Module):
+        super().__init__()
+        self.router, self.experts, self.shared = router, experts, shared
+
+    def forward(self, x: Float[Tensor, "b t d"], ctx: Context | None = None) -> Float[Tensor, "b t d"]:
+        flat = x.reshape(-1, x.shape[-1])
+        chosen, weight = self.router(flat)
+        tap(self, "chosen", chosen)
+        # Each token's experts are added in the order of their numbers, so its sum does not depend on its neighbours.
+        y = torch.zeros_like(flat)
+        for expert in torch.unique(chosen).tolist():
+            token, rank = torch.where(chosen == expert)
+            part = self.experts(flat[token], expert) * weight[token, rank, None].to(x.dtype)
+            y = y.index_add(0, token, part)
+        return y.view_as(x) + self.shared(x)

@@ -1,0 +1,51 @@
+"""Named intermediates: a block says what it computed, and nothing happens unless somebody listens.
+
+A listener may return another value, which then flows on: that is how heads are masked and activations patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+V = TypeVar("V")
+
+
+class Listener(Protocol):
+    """Hears every named value; returns the value that flows on."""
+
+    def wants(self, owner: object, name: str) -> bool:
+        """True if `peek` should compute the value at all."""
+        ...
+
+    def hear(self, owner: object, name: str, value: Any) -> Any:
+        """Takes note of the value; returns it, or another in its place."""
+        ...
+
+
+_listener: ContextVar[Listener | None] = ContextVar("transept_tap", default=None)
+
+
+def tap(owner: object, name: str, value: V) -> V:
+    """Name a value that was computed anyway; returns it, or what the listener puts in its place."""
+    listener = _listener.get()
+    return value if listener is None else listener.hear(owner, name, value)
+
+
+def peek(owner: object, name: str, compute: Callable[[], Any]) -> None:
+    """Name a value that is computed only for a listener that wants it, such as attention weights beside a fused kernel."""
+    listener = _listener.get()
+    if listener is not None and listener.wants(owner, name):
+        listener.hear(owner, name, compute())
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within this context `listener` hears the taps of this thread of control."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

@@ -1,0 +1,1 @@
+"""Families whose input is text."""

@@ -1,0 +1,65 @@
+"""Scaled dot-product attention, softmax(q k^T * scale + bias) v (Vaswani et al. 2017, eq. 1; rows 12, 13, 17)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from transept.core.shapes import Float, Tensor
+from transept.ops.masks import Bound
+
+
+def attend(
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b k s e"],
+    v: Float[Tensor, "b k s f"],
+    *,
+    mask: Bound,
+    scale: float,
+    bias: Float[Tensor, "#b #h t s"] | None = None,
+) -> Float[Tensor, "b h t f"]:
+    """Attention of h query heads over k key/value heads (k divides h: MHA, GQA and MQA alike), fused.
+
+    A query that may attend to nothing gets zeros. Equal to `reference`.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if bias is None and mask.everything:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    if bias is None and mask.triangle:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    allowed = mask.dense
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, enable_gqa=grouped)
+    added = bias.to(q.dtype).masked_fill(~allowed, torch.finfo(q.dtype).min)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, enable_gqa=grouped)
+    return y * allowed.any(-1, keepdim=True)
+
+
+def weights(
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b k s e"],
+    *,
+    mask: Bound,
+    scale: float,
+    bias: Float[Tensor, "#b #h t s"] | None = None,
+) -> Float[Tensor, "b h t s"]:
+    """The attention weights themselves, for inspection and as the reference; rows that may attend to nothing are zero."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.transpose(-1, -2) * scale
+    if bias is not None:
+        scores = scores + bias
+    return torch.nan_to_num(scores.masked_fill(~mask.dense, float("-inf")).softmax(-1))
+
+
+def reference(
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b k s e"],
+    v: Float[Tensor, "b k s f"],
+    *,
+    mask: Bound,
+    scale: float,
+    bias: Float[Tensor, "#b #h t s"] | None = None,
+) -> Float[Tensor, "b h t f"]:
+    """The equation, line by line: what `attend` must equal."""
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    return weights(q, k, mask=mask, scale=scale, bias=bias) @ v

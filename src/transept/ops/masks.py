@@ -1,0 +1,210 @@
+"""A small algebra of attention masks.
+
+A mask is a rule over positions: may the query at position i attend to the key at position j? Rules combine with `&` and `|`, so
+`Causal() & Window(256) | Global([0])` is one object that knows both the dense boolean (the oracle) and when nothing need be masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from transept.core.shapes import Bool, Int, Tensor
+
+PAD = -1
+"""The position of a token that is not there: no query may attend to it."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of one call stand.
+
+    `index` is int64 [b t], PAD where there is no token. `first` is the position of column 0 when every row counts up from it without a gap, so
+    that masks can be decided without looking at the numbers; it is None when rows differ.
+    """
+
+    index: Int[Tensor, "b t"]
+    first: int | None
+
+    @staticmethod
+    def span(first: int, length: int, device: torch.device | None = None) -> Positions:
+        """The positions first, first + 1, ... of `length` tokens, the same for every row (b = 1)."""
+        return Positions(torch.arange(first, first + length, device=device)[None], first)
+
+    @staticmethod
+    def of(mask: Bool[Tensor, "b t"], start: Int[Tensor, "b"] | int = 0) -> Positions:
+        """Counts the real tokens (True) of each row from `start`; the others get PAD."""
+        begin = start[:, None] if isinstance(start, torch.Tensor) else start
+        return Positions(torch.where(mask, mask.long().cumsum(1) - 1 + begin, PAD), None)
+
+    def __len__(self) -> int:
+        return self.index.shape[1]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of positions: queries q0 .. q0+t-1 by keys k0 .. k0+s-1."""
+
+    q0: int
+    t: int
+    k0: int
+    s: int
+
+
+class Mask:
+    """Base of the rules. `allow` is the definition; `covers` may answer without computing it."""
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        """True where the query position may attend to the key position; the two integer tensors broadcast."""
+        raise NotImplementedError
+
+    def covers(self, box: Box) -> bool:
+        """True only if every pair of the box is allowed."""
+        return False
+
+    def trim(self, box: Box) -> Mask:
+        """A simpler rule that is equal on the box."""
+        return Full() if self.covers(box) else self
+
+    def reach(self) -> int | None:
+        """How many of the latest positions a query may look back on, itself counted; None for all."""
+        return None
+
+    def __and__(self, other: Mask) -> Mask:
+        return And(self, other)
+
+    def __or__(self, other: Mask) -> Mask:
+        return Or(self, other)
+
+
+@dataclass(frozen=True)
+class Full(Mask):
+    """Every pair is allowed (bidirectional attention)."""
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return torch.ones_like(q + k, dtype=torch.bool)
+
+    def covers(self, box: Box) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """No query sees a later key (row 17)."""
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return k <= q
+
+    def covers(self, box: Box) -> bool:
+        return box.q0 >= box.k0 + box.s - 1
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """Queries see the keys fewer than `size` positions away, on both sides (row 44)."""
+
+    size: int
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q - k).abs() < self.size
+
+    def covers(self, box: Box) -> bool:
+        return max(box.q0 + box.t - 1 - box.k0, box.k0 + box.s - 1 - box.q0) < self.size
+
+    def reach(self) -> int | None:
+        return self.size
+
+
+@dataclass(frozen=True)
+class Global(Mask):
+    """The named positions see all and are seen by all (row 45)."""
+
+    index: tuple[int, ...]
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        chosen = torch.tensor(self.index, device=q.device)
+        return torch.isin(q, chosen) | torch.isin(k, chosen)
+
+
+@dataclass(frozen=True)
+class And(Mask):
+    """Allowed by both."""
+
+    left: Mask
+    right: Mask
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.allow(q, k) & self.right.allow(q, k)
+
+    def covers(self, box: Box) -> bool:
+        return self.left.covers(box) and self.right.covers(box)
+
+    def trim(self, box: Box) -> Mask:
+        left, right = self.left.trim(box), self.right.trim(box)
+        return right if left == Full() else left if right == Full() else And(left, right)
+
+    def reach(self) -> int | None:
+        both = [r for r in (self.left.reach(), self.right.reach()) if r is not None]
+        return min(both) if both else None
+
+
+@dataclass(frozen=True)
+class Or(Mask):
+    """Allowed by either."""
+
+    left: Mask
+    right: Mask
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.left.allow(q, k) | self.right.allow(q, k)
+
+    def covers(self, box: Box) -> bool:
+        return self.left.covers(box) or self.right.covers(box)
+
+    def reach(self) -> int | None:
+        left, right = self.left.reach(), self.right.reach()
+        return None if left is None or right is None else max(left, right)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A mask laid over the positions of one call."""
+
+    mask: Mask
+    q: Positions
+    k: Positions
+
+    @cached_property
+    def rule(self) -> Mask:
+        """The simplest rule equal to the mask on these positions; Full() means that nothing need be masked."""
+        if self.q.first is None or self.k.first is None:
+            return self.mask
+        return self.mask.trim(Box(self.q.first, len(self.q), self.k.first, len(self.k)))
+
+    @property
+    def everything(self) -> bool:
+        """True if every query attends to every key, known without looking at the numbers."""
+        return self.q.first is not None and self.k.first is not None and self.rule == Full()
+
+    @property
+    def triangle(self) -> bool:
+        """True if this is the plain lower triangle of a square."""
+        square = self.q.first is not None and self.q.first == self.k.first and len(self.q) == len(self.k)
+        return square and self.rule == Causal()
+
+    @cached_property
+    def dense(self) -> Bool[Tensor, "#b 1 t s"]:
+        """The dense boolean, True = may attend: the oracle of every faster way."""
+        q, k = self.q.index[:, :, None], self.k.index[:, None, :]
+        return (self.mask.allow(q, k) & (k != PAD) & (q != PAD))[:, None]
+
+
+def once(memo: dict[Any, Any], key: Any, compute: Callable[[], Any]) -> Any:
+    """`compute()` the first time that `key` is asked for within one call of a model, the same object afterwards."""
+    if key not in memo:
+        memo[key] = compute()
+    return memo[key]
