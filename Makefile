@@ -1,0 +1,70 @@
+# make demo    sets up .venv, fetches a published model, and answers a prompt
+# make test    sets up .venv with the test extra and runs every check
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# where this exact version is the build without CUDA it is the small one; any torch from 2.11 on serves
+TORCH ?= torch==2.13.0
+MODEL ?= smollm2-135m-instruct
+PROMPT ?= Explain in two sentences why the sky is blue.
+BIN := .venv/bin
+
+# installs quietly: one line for each file that is fetched, and every error
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input
+BRIEF = sed -nE 's/^ *(Downloading|Using cached) ([^ ]*\/)?([^ ]+)( .*)?/    \3\4/p; /^ERROR/p; s/^Successfully installed.*/    installed/p'
+
+.PHONY: help demo test reliability bench gates lint clean
+
+help:
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@echo "[1/3] a virtual environment in .venv"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.torch: .venv/.python
+	@echo "[2/3] $(TORCH) (about 200 MB without CUDA)"
+	@$(INSTALL) "$(TORCH)" 2>&1 | $(BRIEF) || { echo "    not to be had; any torch from 2.11 on"; $(INSTALL) "torch>=2.11" 2>&1 | $(BRIEF); }
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	@echo "[3/3] transept"
+	@$(INSTALL) -e . 2>&1 | $(BRIEF)
+	@touch $@
+
+.venv/.test: .venv/.torch pyproject.toml
+	@echo "[3/3] transept and what its tests need"
+	@$(INSTALL) -e '.[test,hub]' 2>&1 | $(BRIEF)
+	@touch $@ .venv/.demo
+
+demo: .venv/.demo  ## fetch SmolLM2-135M-Instruct and let it answer a prompt
+	@$(BIN)/transept pull $(MODEL) < /dev/null
+	@$(BIN)/transept generate $(MODEL) "$(PROMPT)" --chat --max-tokens 64 --stats < /dev/null
+
+test: .venv/.test  ## run every check, long counts reduced to a tenth
+	@$(BIN)/python -m pytest -q < /dev/null
+
+reliability: .venv/.test  ## run the long checks at their full counts and write docs/reliability.md
+	@TRANSEPT_FULL=1 $(BIN)/python tools/reliability.py < /dev/null
+
+ifneq ($(wildcard benchmarks/run.py),)
+bench: .venv/.test  ## measure against the peers on this machine
+	@$(BIN)/python benchmarks/run.py < /dev/null
+endif
+
+gates: .venv/.test  ## measure the source against its limits
+	@$(BIN)/python tools/gates.py < /dev/null
+
+lint: .venv/.test  ## ruff, types and import floors only
+	@$(BIN)/ruff check .
+	@$(BIN)/basedpyright --level error
+	@$(BIN)/lint-imports --no-cache
+
+clean:  ## remove what was built here; downloads in the cache stay
+	@rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
