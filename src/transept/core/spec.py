@@ -10,16 +10,19 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from transept.core.errors import ConfigError, nearest
+
+# A TypeVar and not typing.Self, which the run-time type checker of the tests knows only on whole classes.
+S = TypeVar("S", bound="Spec")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
     """Base of every Spec; fields are numbers, enums, tuples and other Specs, never code."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: S, **changes: Any) -> S:
         """The same Spec with some fields changed; an unknown field is refused with the nearest name."""
         names = [f.name for f in dataclasses.fields(self)]
         for name in changes:
@@ -37,7 +40,7 @@ class Spec:
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
+    def from_json(cls: type[S], record: Mapping[str, Any]) -> S:
         """The Spec stored by `json`; missing and unknown fields are refused."""
         types_ = _hints(cls)
         for name in record:
@@ -48,6 +51,11 @@ class Spec:
         if lacking:
             raise ConfigError(f"{cls.__name__} needs the field {lacking[0]!r}, which the record lacks")
         return cls(**{name: _typed(types_[name], value, name) for name, value in record.items() if name != "kind"})
+
+    @classmethod
+    def checked(cls: type[S], values: Mapping[str, Any]) -> S:
+        """The Spec with these field values, each held to its declared type."""
+        return cls.from_json({name: _plain(value) for name, value in values.items()})
 
     def hash(self) -> str:
         """sha256 of the class name and the sorted JSON, in hex."""

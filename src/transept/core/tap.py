@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 V = TypeVar("V")
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Hears every named value; returns the value that flows on."""
 

@@ -1,0 +1,57 @@
+"""The way out: a folder that transformers, and so every server built on it, loads as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transept.checkpoints.atomic import atomic
+from transept.checkpoints.load import dumps
+from transept.checkpoints.shards import write_sharded
+from transept.core.errors import ConfigError
+from transept.core.registry import Family, Published
+from transept.core.spec import Spec
+
+
+def form_for(family: Family, spec: Spec, loaded: Published | None = None) -> Published:
+    """The published form in which a model is written: the one it was loaded from if that is a folder's, else the first that can say its Spec."""
+    if loaded is not None and not loaded.architecture.startswith("gguf:"):
+        return loaded
+    for form in family.published:
+        if not form.architecture.startswith("gguf:") and form.build is None and _says(form, family, spec):
+            return form
+    raise ConfigError(f"no published form of the family {family.name} can say this Spec")
+
+
+def save(model: nn.Module, family: Family, form: Published, spec: Spec, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+    """Writes config.json and the weights (sharded above 5 GB) in a published form; `extra` adds inert fields such as bos_token_id.
+
+    Each file appears whole or not at all, the configuration last. Returns the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    native = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    weights = form.names.save(native, spec)
+    write_sharded(folder, weights, metadata={"format": "pt"})
+    kind = max(weights.values(), key=torch.Tensor.numel).dtype
+    config = {
+        **(extra or {}),
+        **form.fields.write(spec),
+        "architectures": [form.architecture],
+        "model_type": form.model_type,
+        "dtype": str(kind).removeprefix("torch."),
+    }
+    with atomic(folder / "config.json") as out:
+        out.write(dumps(config).encode())
+    return folder
+
+
+def _says(form: Published, family: Family, spec: Spec) -> bool:
+    try:
+        return family.spec.checked(form.fields.read(form.fields.write(spec))) == spec
+    except ConfigError:
+        return False
