@@ -14,7 +14,7 @@ BIN := .venv/bin
 
 # installs quietly: one line for each file that is fetched, and every error
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input
-BRIEF = sed -nE 's/^ *(Downloading|Using cached) ([^ ]*\/)?([^ ]+)( .*)?/    \3\4/p; /^ERROR/p; s/^Successfully installed.*/    installed/p'
+BRIEF = sed -unE 's/^ *(Downloading|Using cached|Processing) ([^ ]*\/)?([^ ]+\.whl)( .*)?/    \3\4/p; s/^Installing collected.*/    unpacking .../p; /^ERROR/p'
 
 .PHONY: help demo test reliability bench gates lint clean
 
