@@ -9,6 +9,7 @@ from torch import nn
 from transept.blocks.cache import Dense, Ring, Room, Slot
 from transept.blocks.context import Context
 from transept.blocks.positions import NoPosition
+from transept.blocks.traits import Traits
 from transept.core.shapes import Float, Tensor
 from transept.core.tap import peek, tap
 from transept.ops.attention import attend, weights
@@ -24,7 +25,7 @@ class Bias(Enum):
     OUT = (False, True)
 
 
-class Attention(nn.Module):
+class Attention(Traits, nn.Module):
     """softmax(q k^T * scale) v for `heads` query heads that share `kv_heads` key/value heads of width `head_dim`.
 
     `mask` says who may see whom, `position` how attention knows where tokens stand. The same code serves training, prefill, chunked prefill and
@@ -71,10 +72,11 @@ class Attention(nn.Module):
             return Ring(room, self.kv_heads, self.head_dim, self.head_dim, window)
         return Dense(room, self.kv_heads, self.head_dim, self.head_dim)
 
-    def extra_repr(self) -> str:
-        bias = [n for n in ("q", "k", "v", "out") if getattr(self, n).bias is not None]
-        scale = "" if self.scale == self.head_dim**-0.5 else f", scale={self.scale:g}"
-        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, mask={self.mask}, bias={' '.join(bias) or 'none'}{scale}"
+    def traits(self) -> dict[str, object]:
+        biased = " ".join(name for name in ("q", "k", "v", "out") if self.get_submodule(name).bias is not None)
+        scale = {} if self.scale == self.head_dim**-0.5 else {"scale": f"{self.scale:g}"}
+        sizes = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        return {**sizes, "mask": self.mask, "bias": biased or "none", **scale}
 
 
 def split(x: Float[Tensor, "b t he"], heads: int) -> Float[Tensor, "b h t e"]:

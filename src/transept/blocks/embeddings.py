@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from transept.blocks.traits import Traits
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
 
 
-class TokenEmbedding(nn.Module):
+class TokenEmbedding(Traits, nn.Module):
     """A learned vector for each of `vocab` tokens, looked up by id (equal to a one-hot vector times the table)."""
 
     def __init__(self, vocab: int, dim: int):
@@ -23,8 +24,8 @@ class TokenEmbedding(nn.Module):
             raise InputError(f"token id {bad} is outside the vocabulary of {self.weight.shape[0]} tokens")
         return nn.functional.embedding(ids, self.weight)
 
-    def extra_repr(self) -> str:
-        return f"vocab={self.weight.shape[0]}, dim={self.weight.shape[1]}"
+    def traits(self) -> dict[str, object]:
+        return {"vocab": self.weight.shape[0], "dim": self.weight.shape[1]}
 
 
 class Embedding(nn.Module):

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from transept.blocks.context import Context
+from transept.blocks.traits import Traits
 from transept.core.shapes import Float, Tensor
 from transept.core.tap import tap
 from transept.ops.activations import Act
 from transept.ops.routing import RouteSpec, route
 
 
-class MLP(nn.Module):
+class MLP(Traits, nn.Module):
     """down(act(up(x))) (Vaswani et al. 2017, eq. 2)."""
 
     def __init__(self, dim: int, ffn: int, act: Act, bias: bool = True):
@@ -24,11 +25,11 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "... d"], ctx: Context | None = None) -> Float[Tensor, "... d"]:
         return self.down(tap(self, "hidden", self.act(self.up(x))))
 
-    def extra_repr(self) -> str:
-        return f"act={self.act.name}"
+    def traits(self) -> dict[str, object]:
+        return {"act": self.act.name, "bias": self.up.bias is not None}
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Traits, nn.Module):
     """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202, eq. 6; SwiGLU where act is SILU)."""
 
     def __init__(self, dim: int, ffn: int, act: Act, bias: bool = False):
@@ -41,11 +42,11 @@ class GatedMLP(nn.Module):
     def forward(self, x: Float[Tensor, "... d"], ctx: Context | None = None) -> Float[Tensor, "... d"]:
         return self.down(tap(self, "hidden", self.act(self.gate(x)) * self.up(x)))
 
-    def extra_repr(self) -> str:
-        return f"act={self.act.name}"
+    def traits(self) -> dict[str, object]:
+        return {"act": self.act.name, "bias": self.up.bias is not None}
 
 
-class Router(nn.Module):
+class Router(Traits, nn.Module):
     """Scores each expert for each token in float32; `correction` balances the choice without entering the weights (arXiv 2412.19437, eq. 15, 16)."""
 
     def __init__(self, dim: int, spec: RouteSpec):
@@ -58,8 +59,8 @@ class Router(nn.Module):
         logits = nn.functional.linear(x.float(), self.weight.float())
         return route(logits, self.correction.float(), self.spec)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in vars(self.spec).items())
+    def traits(self) -> dict[str, object]:
+        return dict(vars(self.spec))
 
 
 class Experts(nn.Module):

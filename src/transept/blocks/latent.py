@@ -12,6 +12,7 @@ from transept.blocks.cache import Dense, Room, Slot
 from transept.blocks.context import Context
 from transept.blocks.norms import RMSNorm
 from transept.blocks.positions import Rotary
+from transept.blocks.traits import Traits
 from transept.core.shapes import Float, Tensor
 from transept.core.spec import Spec
 from transept.core.tap import peek, tap
@@ -32,7 +33,7 @@ class LatentSpec(Spec):
     eps: float
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Traits, nn.Module):
     """Attention through a low-rank latent: prefill expands keys and values, decoding absorbs W^UK and W^UV into the query and the output."""
 
     def __init__(self, dim: int, spec: LatentSpec, *, mask: Mask, position: Rotary, scale: float):
@@ -90,5 +91,5 @@ class LatentAttention(nn.Module):
         """One head of c^KV and k^R: kv_rank + rope numbers per token."""
         return Dense(room, 1, self.spec.kv_rank, self.spec.rope)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in vars(self.spec).items())
+    def traits(self) -> dict[str, object]:
+        return dict(vars(self.spec))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from transept.blocks.traits import Traits
 
-class LayerNorm(nn.LayerNorm):
+
+class LayerNorm(Traits, nn.LayerNorm):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; no running statistics, so a sample never depends on its batch."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
         super().__init__(dim, eps=eps, bias=bias)
 
+    def traits(self) -> dict[str, object]:
+        return {"bias": self.bias is not None}
 
-class RMSNorm(nn.RMSNorm):
+
+class RMSNorm(Traits, nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
 
     def __init__(self, dim: int, eps: float = 1e-6):

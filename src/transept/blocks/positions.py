@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from transept.blocks.context import Context
+from transept.blocks.traits import Traits
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
 from transept.ops import rotary
 from transept.ops.rotary import RopeSpec
 
 
-class NoPosition(nn.Module):
+class NoPosition(Traits, nn.Module):
     """Attention that does not know where tokens stand; the base of every scheme that tells it.
 
     `forward` may turn q and k; `bias` may add to the scores.
@@ -43,12 +44,12 @@ class Rotary(NoPosition):
         length = where.first + len(where) if where.first is not None else int(where.index.max()) + 1
         return rotary.angles(where.index, self.spec, length, dtype)
 
-    def extra_repr(self) -> str:
-        scaling = "" if self.spec.scaling is None else f", {type(self.spec.scaling).__name__}"
-        return f"theta={self.spec.theta:g}, dims={self.spec.dims}, {self.spec.layout.name}{scaling}"
+    def traits(self) -> dict[str, object]:
+        scaling = {} if self.spec.scaling is None else {"scaling": type(self.spec.scaling).__name__}
+        return {"rope": f"{self.spec.dims} dims, theta {self.spec.theta:g}", "layout": self.spec.layout.name, **scaling}
 
 
-class Learned(nn.Module):
+class Learned(Traits, nn.Module):
     """One learned vector for each of `context` positions (row 33), `offset` rows of the table left unused at its start."""
 
     def __init__(self, context: int, dim: int, offset: int = 0):
@@ -63,8 +64,8 @@ class Learned(nn.Module):
             raise InputError(f"the input reaches position {longest}, but the model's table of positions ends at {self.context}")
         return x + self.weight[positions.clamp(min=0) + self.offset]
 
-    def extra_repr(self) -> str:
-        return f"context={self.context}"
+    def traits(self) -> dict[str, object]:
+        return {"context": self.context}
 
 
 class Sinusoidal(nn.Module):

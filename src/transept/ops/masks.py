@@ -137,6 +137,9 @@ class And(Mask):
     left: Mask
     right: Mask
 
+    def __str__(self) -> str:
+        return f"{self.left} & {self.right}"
+
     def allow(self, q: Tensor, k: Tensor) -> Tensor:
         return self.left.allow(q, k) & self.right.allow(q, k)
 
@@ -158,6 +161,9 @@ class Or(Mask):
 
     left: Mask
     right: Mask
+
+    def __str__(self) -> str:
+        return f"({self.left} | {self.right})"
 
     def allow(self, q: Tensor, k: Tensor) -> Tensor:
         return self.left.allow(q, k) | self.right.allow(q, k)

