@@ -38,9 +38,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     pages = session.config.getoption("--family")
     if pages:
         from transept.core import registry
+        from transept.core.errors import TranseptError
 
-        for page in pages:
-            registry.add(Path(page))
+        try:
+            for page in pages:
+                registry.add(Path(page))
+        except TranseptError as err:
+            raise pytest.UsageError(f"--family {page}: {err}") from err
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
