@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
@@ -34,6 +35,17 @@ class Post(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t d"], f: Callable[[Tensor], Tensor], norm: nn.Module) -> Float[Tensor, "b t d"]:
         return norm(x + self.dropout(f(x)))
+
+
+class Order(Enum):
+    """Where the norms of a stack stand: before each function, or after each sum."""
+
+    PRE = "x + f(norm(x))"
+    POST = "norm(x + f(x))"
+
+    def rule(self, dropout: float = 0.0) -> Pre | Post:
+        """The rule that joins a branch in this order."""
+        return Pre(dropout) if self is Order.PRE else Post(dropout)
 
 
 class Branch(NamedTuple):

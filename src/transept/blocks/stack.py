@@ -19,9 +19,9 @@ from transept.ops.masks import Positions
 
 @dataclass
 class Output:
-    """What a model returns: `logits` where it predicts, and its last states."""
+    """What a model returns: `logits` of every token, or of a whole row where it scores classes, and its last states."""
 
-    logits: Float[Tensor, "b t v"]
+    logits: Float[Tensor, "b *columns v"]
     hidden: Float[Tensor, "b t d"]
 
 
@@ -43,24 +43,33 @@ class Stack(nn.Module):
         return Cache([layer.slots(room) for layer in self.layers if isinstance(layer, Block)], room.batch)
 
 
-class Decoder(nn.Module):
-    """embed, blocks, norm, head: a model that reads tokens from left to right (row 38 without cross-attention)."""
+class Trunk(nn.Module):
+    """embed, blocks, norm: everything below a head; it reads tokens from left to right."""
 
-    def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module, head: nn.Module):
+    def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module):
         super().__init__()
         self.embed = embed
         self.stack = Stack(layers, norm)
+
+    def hidden(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The last states; `mask` is True at real tokens, `cache` remembers what came before."""
+        ctx = context(ids, mask, cache)
+        return self.stack(self.embed(ids, ctx.positions.index), ctx, cache)
+
+
+class Decoder(Trunk):
+    """A trunk with a head over the vocabulary (row 38 without cross-attention)."""
+
+    def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module, head: nn.Module):
+        super().__init__(embed, layers, norm)
         self.head = head
 
     def forward(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None) -> Output:
         """Logits and last states of every token; `mask` is True at real tokens, `cache` remembers what came before."""
         hidden = self.hidden(ids, mask=mask, cache=cache)
         return Output(logits=self.head(hidden), hidden=hidden)
-
-    def hidden(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
-        """The last states, before the head."""
-        ctx = context(ids, mask, cache)
-        return self.stack(self.embed(ids, ctx.positions.index), ctx, cache)
 
     def cache(self, batch: int, capacity: int = 64) -> Cache:
         """An empty cache for `batch` rows, with room for `capacity` columns before it must grow."""

@@ -4,8 +4,24 @@ Total, injective, anchored to whole keys, moving bits only, each op owning its i
 one door. The vocabulary is complete in `table` (weights) and `fields` (configuration).
 """
 
-from transept.mapping.fields import Derived, Field, Fields
-from transept.mapping.ops import Cat, Op, Reshape, Stack, SplitHeads, T, Unpair
+from transept.mapping.fields import Derived, Field, Fields, Given
+from transept.mapping.ops import Cat, Op, Reshape, SplitHeads, Stack, T, Unpair
 from transept.mapping.table import Drop, Map, Row, Tied
 
-__all__ = ["Cat", "Derived", "Drop", "Field", "Fields", "Map", "Op", "Reshape", "Row", "SplitHeads", "Stack", "T", "Tied", "Unpair"]
+__all__ = [
+    "Cat",
+    "Derived",
+    "Drop",
+    "Field",
+    "Fields",
+    "Given",
+    "Map",
+    "Op",
+    "Reshape",
+    "Row",
+    "SplitHeads",
+    "Stack",
+    "T",
+    "Tied",
+    "Unpair",
+]

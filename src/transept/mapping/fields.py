@@ -5,6 +5,7 @@ A published field that the table does not know is refused, unless it is empty or
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ INERT = frozenset(
     initializer_range init_std output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id
     problem_type tokenizer_class prefix task_specific_params finetuning_task gradient_checkpointing n_ctx auto_map trust_remote_code
     custom_pipelines custom_code attn_implementation pretraining_tp classifier_dropout attn_pdrop embd_pdrop resid_pdrop dropout attention_dropout
-    hidden_dropout resid_dropout embed_dropout activation_dropout layerdrop summary_first_dropout hidden_dropout_prob attention_probs_dropout_prob
+    hidden_dropout resid_dropout embed_dropout activation_dropout layerdrop summary_first_dropout summary_type summary_use_proj summary_activation
+    summary_proj_to_labels hidden_dropout_prob attention_probs_dropout_prob
     predict_special_tokens n_special output_router_logits router_aux_loss_coef aux_loss_alpha seq_aux num_nextn_predict_layers ep_size
     unsloth_version unsloth_fixed transformers.js_config is_llama_config num_labels forced_bos_token_id forced_eos_token_id
     """.split()
@@ -49,11 +51,26 @@ class Derived:
     save: Callable[[Any], Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Given:
+    """A Spec field that this form leaves unsaid because it follows from the rest; a Spec that has another value cannot be written in this form."""
+
+    native: str
+    value: Callable[[Mapping[str, Any]], Any]
+
+
 class Fields:
     """The table. `fixed` are published fields that must have one value (another would change the arithmetic); `inert` adds to INERT."""
 
-    def __init__(self, *entries: Field | Derived | tuple[str, str] | tuple[str, str, Any], fixed: Mapping[str, Any] | None = None, inert: Sequence[str] = ()):
-        self.entries = tuple(e if isinstance(e, (Field, Derived)) else Field(*e) for e in entries)
+    def __init__(
+        self,
+        *entries: Field | Derived | Given | tuple[str, str] | tuple[str, str, Any],
+        fixed: Mapping[str, Any] | None = None,
+        inert: Sequence[str] = (),
+    ):
+        made = tuple(Field(*e) if isinstance(e, tuple) else e for e in entries)
+        self.given = tuple(e for e in made if isinstance(e, Given))
+        self.entries = tuple(e for e in made if not isinstance(e, Given))
         self.fixed = dict(fixed or {})
         self.inert = INERT | set(inert)
 
@@ -63,10 +80,11 @@ class Fields:
         for name, value in self.fixed.items():
             if name in config and config[name] != value:
                 raise ConfigError(f"the configuration's field {name!r} is {config[name]!r}; this family computes with {value!r} only")
-        return {entry.native: self._read(entry, config) for entry in self.entries}
+        found = {entry.native: self._read(entry, config) for entry in self.entries}
+        return found | {given.native: given.value(config) for given in self.given}
 
     def write(self, spec: Any) -> dict[str, Any]:
-        """The published configuration of a Spec."""
+        """The published configuration of a Spec; a Spec that this form cannot say is refused."""
         out = dict(self.fixed)
         for entry in self.entries:
             if isinstance(entry, Derived):
@@ -74,13 +92,23 @@ class Fields:
             else:
                 value = getattr(spec, entry.native)
                 out[entry.foreign] = entry.save(value) if entry.save else value
+        unsaid = {given.native: given.value(out) for given in self.given}
+        said = {entry.native for entry in self.entries}
+        unsaid |= {f.name: f.default for f in dataclasses.fields(spec) if f.name not in said and f.name not in unsaid}
+        for name, value in unsaid.items():
+            if getattr(spec, name) != value:
+                raise ConfigError(
+                    f"this published form always has {name} = {value!r}, so it cannot hold a model with {name} = {getattr(spec, name)!r}"
+                )
         return out
 
     def _read(self, entry: Field | Derived, config: Mapping[str, Any]) -> Any:
         if isinstance(entry, Derived):
             return _guarded(lambda: entry.load(config), entry.foreign, config)
-        value = config.get(entry.foreign, entry.default)
-        if value is REQUIRED or (value is None and entry.default is REQUIRED):
+        value = config.get(entry.foreign)
+        if entry.foreign not in config and entry.default is not REQUIRED:
+            return entry.default
+        if value is None and entry.default is REQUIRED:
             raise ConfigError(f"the configuration lacks the field {entry.foreign!r}{nearest(entry.foreign, config)}")
         return _guarded(lambda: entry.load(value) if entry.load else value, (entry.foreign,), config)
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -20,6 +20,7 @@ _HOLE = re.compile(r"\{(\w+)\}")
 ROOT = "root"
 
 
+@runtime_checkable
 class Readable(Protocol):
     """A file of named tensors, read one at a time."""
 
@@ -50,7 +51,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Tied:
-    """A foreign name that repeats a native tensor: equal bits if it is there, left out when written (`write` = True writes it all the same)."""
+    """A foreign name that repeats a native tensor: equal bits if it is there, left out when written (`write` = True writes it all the same).
+
+    A file that holds the tensor under this name only is read from it.
+    """
 
     native: str
     foreign: str
@@ -120,6 +124,7 @@ class Map:
         root = self.root(keys, spec)
         bonds = self.bonds(spec, root)
         ties = {name: tie.native for tie in self._ties(spec) for name in self._fill(tie.foreign, {ROOT: root}, spec)}
+        bonds = [_stand_in(bond, ties, keys) for bond in bonds]
         self._check_total(bonds, keys, set(ties), set(shapes), spec, root)
         producer = {name: bond for bond in bonds for name in bond.native}
         for foreign in sorted(keys & set(ties)):
@@ -140,7 +145,9 @@ class Map:
         unknown = sorted(set(native) - {name for bond in bonds for name in bond.native})
         if lacking or unknown:
             what = f"lacks {lacking[0]!r}" if lacking else f"has {unknown[0]!r}, which no row of the map writes"
-            raise MappingError(f"the model {what}{nearest((lacking or unknown)[0], native if lacking else [n for b in bonds for n in b.native])}")
+            raise MappingError(
+                f"the model {what}{nearest((lacking or unknown)[0], native if lacking else [n for b in bonds for n in b.native])}"
+            )
         out: dict[str, Tensor] = {}
         for bond in bonds:
             out.update(zip(bond.foreign, bond.save([native[name] for name in bond.native], spec), strict=True))
@@ -196,6 +203,14 @@ class Map:
         except (RuntimeError, ValueError, IndexError) as e:
             shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in list(zip(bond.foreign, parts, strict=True))[:3])
             raise MappingError(f"{shapes} cannot become {', '.join(bond.native)} at the sizes that the configuration declares") from e
+
+
+def _stand_in(bond: Bond, ties: Mapping[str, str], keys: set[str]) -> Bond:
+    """The bond reading a tied name, where the file stores the shared tensor under that name only."""
+    if keys.issuperset(bond.foreign) or len(bond.native) > 1 or bond.ops:
+        return bond
+    found = [foreign for foreign, native in ties.items() if native == bond.native[0] and foreign in keys]
+    return Bond(bond.native, (found[0],), ()) if found else bond
 
 
 def _names(statement: Row | Tied | Drop, side: str) -> tuple[str, ...]:
