@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -13,6 +13,7 @@ from transept.core.shapes import Float, Int, Tensor
 from transept.ops.masks import Positions
 
 
+@runtime_checkable
 class Slot(Protocol):
     """One layer's part of a cache."""
 
@@ -111,13 +112,63 @@ class Ring:
         return self.k.nbytes + self.v.nbytes
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention looks at: `states` and where they stand, and the `source` they were made of.
+
+    Its batch is 1 where every row of a call looks at the same.
+    """
+
+    states: Float[Tensor, "b s d"]
+    positions: Positions
+    source: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def rows(self, rows: Int[Tensor, "c"]) -> Memory:
+        """Row i is what row rows[i] was."""
+        where = self.positions if self.positions.first is not None else Positions(chosen(self.positions.index, rows), None)
+        return Memory(chosen(self.states, rows), where, None if self.source is None else chosen(self.source, rows))
+
+
+class Cross:
+    """Keeps the keys and values of a memory: made once, the same for every step; one row serves all where there is but one (row 18)."""
+
+    def __init__(self, room: Room, heads: int, k_width: int, v_width: int):
+        self.k = torch.empty(room.batch, heads, 0, k_width, dtype=room.dtype, device=room.device)
+        self.v = torch.empty(room.batch, heads, 0, v_width, dtype=room.dtype, device=room.device)
+
+    @property
+    def empty(self) -> bool:
+        """True until the memory has been read."""
+        return self.k.shape[2] == 0
+
+    def append(self, k: Tensor, v: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+        if not self.empty:
+            raise InputError("this cache holds a memory already; a new source needs a new cache")
+        self.k, self.v = k, v
+        return k, v
+
+    def reorder(self, rows: Tensor) -> None:
+        self.k, self.v = chosen(self.k, rows), chosen(self.v, rows)
+
+    def truncate(self, length: int) -> None:
+        """Nothing: a memory is not part of what was generated."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
 class Cache:
-    """All slots of a model, and the positions of the columns seen so far."""
+    """All slots of a model, the positions of the columns seen so far, and the memory of an encoder-decoder."""
 
     def __init__(self, slots: Sequence[Mapping[str, Slot]], batch: int):
         self.slots = slots
         self.batch = batch
         self.positions: Positions | None = None
+        self.memory: Memory | None = None
 
     @property
     def length(self) -> int:
@@ -151,6 +202,8 @@ class Cache:
         self.batch = len(rows)
         if self.positions is not None and self.positions.first is None:
             self.positions = Positions(self.positions.index[rows], None)
+        if self.memory is not None:
+            self.memory = self.memory.rows(rows)
 
     def truncate(self, length: int) -> None:
         """Forgets every column from `length` on."""
@@ -166,6 +219,11 @@ class Cache:
 
     def _all(self) -> list[Slot]:
         return [slot for slots in self.slots for slot in slots.values()]
+
+
+def chosen(x: Float[Tensor, "b ..."], rows: Int[Tensor, "c"]) -> Float[Tensor, "c ..."]:
+    """The rows of that order; a single row stands for all."""
+    return x if x.shape[0] == 1 else x[rows]
 
 
 def _grown(x: Tensor, capacity: int, length: int) -> Tensor:

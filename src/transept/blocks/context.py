@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from transept.blocks.cache import Slot
+from transept.core.errors import InputError
 from transept.core.shapes import Float, Tensor
 from transept.ops.masks import Bound, Mask, Positions, once
 
@@ -42,6 +43,13 @@ class Context:
     def bind(self, mask: Mask, length: int) -> Bound:
         """The mask laid over this call's queries and the latest `length` key columns; made once for all layers that ask alike."""
         return self.once(("mask", mask, length), lambda: Bound(mask, self.positions, last(self.seen, length)))
+
+    def bind_memory(self, mask: Mask) -> Bound:
+        """The mask laid over this call's queries and the columns of the memory."""
+        where = self.memory_positions
+        if where is None:
+            raise InputError("this model reads a source beside its input: give source=, or a cache that holds one")
+        return self.once(("memory", mask), lambda: Bound(mask, self.positions, where))
 
     def once(self, key: Any, compute: Callable[[], V]) -> V:
         """`compute()` at the first asking of this call, the same object afterwards."""

@@ -28,12 +28,45 @@ class TokenEmbedding(Traits, nn.Module):
         return {"vocab": self.weight.shape[0], "dim": self.weight.shape[1]}
 
 
-class Embedding(nn.Module):
-    """Tokens, then a projection to the model's width where the table is narrower, then positions, then dropout: each a slot."""
+class SharedTokens(nn.Module):
+    """The token table of another part of the model, which owns it."""
 
-    def __init__(self, tokens: nn.Module, position: nn.Module | None = None, project: nn.Module | None = None, dropout: float = 0.0):
+    def __init__(self, owner: TokenEmbedding):
         super().__init__()
-        self.tokens, self.project, self.position = tokens, project, position
+        # In a tuple, so that the table is registered once, under its own name.
+        self.source = (owner,)
+
+    def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        return self.source[0](ids)
+
+
+class Scale(nn.Module):
+    """factor * x: the token vectors of the 2017 transformer are multiplied by sqrt(d) (Vaswani et al. 2017, section 3.4)."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        return f"{self.factor:g}"
+
+
+class Embedding(nn.Module):
+    """Tokens, then a projection (to the model's width where the table is narrower, or a scale), positions, a norm, dropout: each a slot."""
+
+    def __init__(
+        self,
+        tokens: nn.Module,
+        position: nn.Module | None = None,
+        project: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.tokens, self.project, self.position, self.norm = tokens, project, position, norm
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "#b t"]) -> Float[Tensor, "b t d"]:
@@ -42,4 +75,6 @@ class Embedding(nn.Module):
             x = self.project(x)
         if self.position is not None:
             x = self.position(x, positions)
+        if self.norm is not None:
+            x = self.norm(x)
         return self.dropout(x)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from transept.blocks.context import Context
+from transept.blocks.context import Context, last
 from transept.blocks.traits import Traits
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
 from transept.ops import rotary
-from transept.ops.rotary import RopeSpec
+from transept.ops.relative import BucketSpec, buckets
+from transept.ops.rotary import Layout, RopeSpec
 
 
 class NoPosition(Traits, nn.Module):
@@ -49,6 +50,44 @@ class Rotary(NoPosition):
         return {"rope": f"{self.spec.dims} dims, theta {self.spec.theta:g}", "layout": self.spec.layout.name, **scaling}
 
 
+class Relative(NoPosition):
+    """One learned number per head and bucket of distance, added to the scores (Raffel et al. 2019, arXiv 1910.10683, section 2.1; row 35).
+
+    The bias of a call is worked out once for all layers that share it, from positions alone: so it is the same with a cache.
+    """
+
+    def __init__(self, heads: int, spec: BucketSpec):
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(spec.buckets, heads).normal_(std=0.02))
+
+    def bias(self, ctx: Context, length: int) -> Float[Tensor, "#b h t s"]:
+        return ctx.once(("relative", self, length), lambda: self._bias(ctx, length))
+
+    def _bias(self, ctx: Context, length: int) -> Tensor:
+        q, k = ctx.positions.index, last(ctx.seen, length).index
+        distance = k[:, None, :] - q[:, :, None]
+        return nn.functional.embedding(buckets(distance, self.spec), self.weight).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in vars(self.spec).items())
+
+
+class Shared(NoPosition):
+    """The scheme of another layer, which owns its weights."""
+
+    def __init__(self, owner: NoPosition):
+        super().__init__()
+        # In a tuple, so that the weights are registered once, where their owner stands.
+        self.owner = (owner,)
+
+    def forward(self, q: Float[Tensor, "b h t e"], k: Float[Tensor, "b k t e"], ctx: Context) -> tuple[Tensor, Tensor]:
+        return self.owner[0](q, k, ctx)
+
+    def bias(self, ctx: Context, length: int) -> Float[Tensor, "#b h t s"] | None:
+        return self.owner[0].bias(ctx, length)
+
+
 class Learned(Traits, nn.Module):
     """One learned vector for each of `context` positions (row 33), `offset` rows of the table left unused at its start."""
 
@@ -69,13 +108,21 @@ class Learned(Traits, nn.Module):
 
 
 class Sinusoidal(nn.Module):
-    """sin and cos of pos / 10000^(2i/d) added to the input (Vaswani et al. 2017, section 3.5; row 32); neighbours 2i, 2i+1 share a frequency."""
+    """sin and cos of pos / 10000^(2i/d) added to the input (Vaswani et al. 2017, section 3.5; row 32).
 
-    def __init__(self, dim: int):
+    In the layout PAIRS the neighbours 2i and 2i+1 share a frequency, as in the paper; in HALVES all sines come first, as in Marian's files.
+    """
+
+    def __init__(self, dim: int, layout: Layout = Layout.PAIRS):
         super().__init__()
-        self.dim = dim
+        self.dim, self.layout = dim, layout
 
     def forward(self, x: Float[Tensor, "b t d"], positions: Int[Tensor, "#b t"]) -> Float[Tensor, "b t d"]:
-        rate = 10000.0 ** (-torch.arange(0, self.dim, 2, device=x.device).float() / self.dim)
-        angle = positions[..., None].float() * rate
-        return x + torch.stack((angle.sin(), angle.cos()), -1).flatten(-2).to(x.dtype)
+        # In float64: at position 1000 an angle in float32 is off by more than 1e-5.
+        rate = 10000.0 ** (-torch.arange(0, self.dim, 2, device=x.device).double() / self.dim)
+        angle = positions[..., None].double() * rate
+        waves = (angle.sin(), angle.cos())
+        return x + (torch.cat(waves, -1) if self.layout is Layout.HALVES else torch.stack(waves, -1).flatten(-2)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, {self.layout.name}"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from transept.blocks.block import Block
-from transept.blocks.cache import Cache, Room
+from transept.blocks.cache import Cache, Memory, Room
 from transept.blocks.context import Context
 from transept.core.errors import InputError
 from transept.core.shapes import Bool, Float, Int, Tensor
@@ -52,10 +52,10 @@ class Trunk(nn.Module):
         self.stack = Stack(layers, norm)
 
     def hidden(
-        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None, memory: Memory | None = None
     ) -> Float[Tensor, "b t d"]:
-        """The last states; `mask` is True at real tokens, `cache` remembers what came before."""
-        ctx = context(ids, mask, cache)
+        """The last states; `mask` is True at real tokens, `cache` remembers what came before, cross-attention looks at `memory`."""
+        ctx = context(ids, mask, cache, memory)
         return self.stack(self.embed(ids, ctx.positions.index), ctx, cache)
 
 
@@ -77,8 +77,11 @@ class Decoder(Trunk):
         return self.stack.cache(Room(batch, capacity, weight.dtype, weight.device))
 
 
-def context(x: Tensor, mask: Bool[Tensor, "b t"] | None, cache: Cache | None) -> Context:
-    """The context of a call on x [b t ...]: positions go on from the cache, and a column with mask False has none."""
+def context(x: Tensor, mask: Bool[Tensor, "b t"] | None, cache: Cache | None, memory: Memory | None = None) -> Context:
+    """The context of a call on x [b t ...]: positions go on from the cache, and a column with mask False has none.
+
+    A memory has as many rows as x, or one for all.
+    """
     if x.shape[1] == 0:
         raise InputError("the input is empty: a model needs at least one token")
     if mask is not None and mask.shape != x.shape[:2]:
@@ -89,4 +92,5 @@ def context(x: Tensor, mask: Bool[Tensor, "b t"] | None, cache: Cache | None) ->
     else:
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         positions = Positions.of(every, start)
-    return Context(positions, positions if cache is None else cache.extend(positions))
+    seen = positions if cache is None else cache.extend(positions)
+    return Context(positions, seen) if memory is None else Context(positions, seen, memory=memory.states, memory_positions=memory.positions)

@@ -1,0 +1,132 @@
+"""An encoder reads a source, a decoder writes beside it (rows 37-39): whatever the source is, tokens, pictures or recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from transept.blocks.block import Block
+from transept.blocks.cache import Cache, Memory
+from transept.blocks.stack import Decoder, Output, Stack, context
+from transept.core.errors import InputError
+from transept.core.shapes import Bool, Float, Int, Tensor
+
+
+@dataclass
+class Encoded:
+    """The last states of an encoder."""
+
+    hidden: Float[Tensor, "b s d"]
+
+
+class Encoder(nn.Module):
+    """embed, blocks, norm: every token sees every other (row 37)."""
+
+    def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module):
+        super().__init__()
+        self.embed = embed
+        self.stack = Stack(layers, norm)
+
+    def forward(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> Encoded:
+        """The last states of every token; `mask` is True at real ones."""
+        return Encoded(self.encode(ids, mask).states)
+
+    def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+        """The same, as a memory for cross-attention."""
+        ctx = context(source, mask, None)
+        return Memory(self.stack(self.embed(source, ctx.positions.index), ctx), ctx.positions, source)
+
+
+@dataclass
+class Seq2SeqOutput(Output):
+    """The decoder's result beside what the encoder made of the source."""
+
+    encoded: Float[Tensor, "#b s d"]
+
+
+class EncoderDecoder(nn.Module):
+    """A decoder whose cross-attention looks at what an encoder made of a source (Vaswani et al. 2017, figure 1; rows 38, 39).
+
+    `encoder` is any module with `encode(source, mask) -> Memory`.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: Decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(
+        self,
+        ids: Int[Tensor, "b t"],
+        *,
+        source: Tensor | None = None,
+        source_mask: Bool[Tensor, "c s"] | None = None,
+        mask: Bool[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> Seq2SeqOutput:
+        """Logits and last states of the target's tokens `ids`, each seeing the earlier ones and all of `source`.
+
+        `source` has as many rows as `ids`, or one for all; `source_mask` and `mask` are True at real tokens. A cache keeps what it was given first:
+        later calls may leave the source out. Raises InputError where there is no source, or another than the cache holds.
+        """
+        memory = self.remember(source, source_mask, cache)
+        hidden = self.decoder.hidden(ids, mask=mask, cache=cache, memory=fitting(memory, len(ids)))
+        return Seq2SeqOutput(logits=self.decoder.head(hidden), hidden=hidden, encoded=memory.states)
+
+    def remember(self, source: Tensor | None, mask: Bool[Tensor, "b s"] | None, cache: Cache | None) -> Memory:
+        """What the source says, from the cache where it is there."""
+        known = None if cache is None else cache.memory
+        if known is None:
+            if source is None:
+                raise InputError("an encoder-decoder reads a source beside its target: give source=, or a cache that holds one")
+            known = self.encode(source, mask)
+            if cache is not None:
+                cache.memory = known
+        elif source is not None and not (known.source is not None and torch.equal(source, known.source)):
+            raise InputError("this cache holds the memory of another source; a new source needs a new cache")
+        return known
+
+    def encode(self, source: Tensor, mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+        """What the encoder makes of a source."""
+        return self.encoder.encode(source, mask)
+
+    def cache(self, batch: int, capacity: int = 64) -> Cache:
+        """An empty cache of the decoder for `batch` rows."""
+        return self.decoder.cache(batch, capacity)
+
+    def given(self, source: Tensor, mask: Bool[Tensor, "b s"] | None = None) -> Conditioned:
+        """The decoder alone, its source read: a predictor of the next token like any other."""
+        return Conditioned(self.decoder, self.encode(source, mask))
+
+
+class Conditioned:
+    """A decoder that has read its source: what generation works on, as on a decoder that needs none."""
+
+    def __init__(self, decoder: Decoder, memory: Memory):
+        self.decoder, self.memory = decoder, memory
+        self.head: Callable[[Tensor], Tensor] = decoder.head
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.memory.states.device
+
+    def hidden(self, ids: Int[Tensor, "b t"], *, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
+        """The last states of some tokens that follow those in the cache."""
+        memory = self.memory if cache is None or cache.memory is None else cache.memory
+        return self.decoder.hidden(ids, cache=cache, memory=fitting(memory, len(ids)))
+
+    def cache(self, batch: int, capacity: int = 64) -> Cache:
+        """An empty cache for `batch` rows, as many as the source has (or one source for all)."""
+        cache = self.decoder.cache(batch, capacity)
+        cache.memory = fitting(self.memory, batch)
+        return cache
+
+
+def fitting(memory: Memory, batch: int) -> Memory:
+    """The memory, if it has `batch` rows or one for all."""
+    if len(memory) not in (1, batch):
+        raise InputError(f"the source has {len(memory)} rows, but the target has {batch}: give as many, or one source for all")
+    return memory
