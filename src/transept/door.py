@@ -15,8 +15,8 @@ from transept.checkpoints.save import save as write
 from transept.core.errors import InputError, TokenizerError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
-from transept.data.text.template import messages, render
-from transept.data.text.tokenizer import Stream, Tokenizer
+from transept.data.text.template import messages
+from transept.data.text.tokenizer import Tokenizer
 from transept.inference import generation
 from transept.inference.beam import beam_search
 from transept.inference.generation import Generation, Piece, Usage
@@ -64,12 +64,8 @@ class Model:
 
     def chat_ids(self, turns: str | Sequence[dict[str, Any]], system: str | None = None) -> list[int]:
         """The tokens of a conversation in the model's own chat template, ready for the assistant's turn."""
-        tokenizer = self._tokenizer()
-        if tokenizer.chat_template is None:
-            raise TokenizerError(f"{self.source or 'this model'} has no chat template; use generate with a plain prompt")
         talk = messages(turns, system) if isinstance(turns, str) else list(turns)
-        text = render(tokenizer.chat_template, talk, add_generation_prompt=True, **tokenizer.template_tokens)
-        return tokenizer.encode(text, parse_specials=True)
+        return self._tokenizer().encode_chat(talk, add_generation_prompt=True)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -116,16 +112,16 @@ class Model:
         return self.tokenizer
 
     def _detokenizer(self) -> generation.Detokenizer:
-        return _Silent() if self.tokenizer is None else Stream(self.tokenizer)
+        return _Silent() if self.tokenizer is None else self.tokenizer.stream()
 
 
 class _Silent:
     """Stands where there is no tokenizer: ids only."""
 
-    def feed(self, token: int) -> str:
+    def push(self, ids: int | Sequence[int], /) -> str:
         return ""
 
-    def end(self) -> str:
+    def finish(self) -> str:
         return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -18,6 +18,7 @@ CHUNK = 512
 """Prompt tokens per prefill call."""
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A model that predicts the next token."""
 
@@ -32,14 +33,15 @@ class Predictor(Protocol):
         ...
 
 
+@runtime_checkable
 class Detokenizer(Protocol):
     """Turns tokens into text piece by piece, never splitting a character."""
 
-    def feed(self, token: int) -> str:
-        """The text that this token completes."""
+    def push(self, ids: int | Sequence[int], /) -> str:
+        """The text that these tokens complete."""
         ...
 
-    def end(self) -> str:
+    def finish(self) -> str:
         """What is left."""
         ...
 
@@ -175,7 +177,7 @@ def stream(tokens: Iterator[Step], detokenizer: Detokenizer, *, prompt_tokens: i
         if step.id in ends:
             reason = "stop"
             break
-        text, met = scanner.feed(detokenizer.feed(step.id))
+        text, met = scanner.feed(detokenizer.push(step.id))
         if text:
             shown.append(text)
             yield Piece(text, tuple(waiting))
@@ -189,7 +191,7 @@ def stream(tokens: Iterator[Step], detokenizer: Detokenizer, *, prompt_tokens: i
 
 
 def _rest(scanner: StopScanner, detokenizer: Detokenizer) -> str:
-    text, met = scanner.feed(detokenizer.end())
+    text, met = scanner.feed(detokenizer.finish())
     return text if met else text + scanner.end()
 
 
