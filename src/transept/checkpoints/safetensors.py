@@ -117,6 +117,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     if not isinstance(kind, str) or kind not in DTYPES:
         refuse(path, f"dtype of tensor {name!r}", kind, f"one of {', '.join(DTYPES)}{nearest(str(kind)[:40], DTYPES)}")
     shape = _numbers(path, f"shape of tensor {name!r}", entry["shape"], MAX_DIMS)
+    # torch counts strides even where one dimension is 0, and its own count must not overflow.
+    if math.prod(max(n, 1) for n in shape) >= 1 << 60:
+        refuse(path, f"shape of tensor {name!r}", list(shape), "fewer than 2^60 elements, dimensions of 0 left aside")
     offsets = _numbers(path, f"data_offsets of tensor {name!r}", entry["data_offsets"], 2)
     need = math.prod(shape) * DTYPES[kind].itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != need:

@@ -118,7 +118,7 @@ class _Machine:
         self.at += count
         return found
 
-    def number(self, form: str) -> int:
+    def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def line(self) -> str:
@@ -245,19 +245,21 @@ class _Machine:
             self.contain({})
         elif called.name == SIZE and len(arguments) == 1 and sizes(arguments[0]):
             self.contain(arguments[0])
-        elif called.name == PARAMETER and len(arguments) == 3 and isinstance(arguments[0], View):
+        elif called.name == PARAMETER and len(arguments) == 3 and isinstance(arguments[0], View) and isinstance(arguments[1], bool):
             self.push(arguments[0])
         elif called.name == REBUILD2 and len(arguments) in (6, 7) and isinstance(arguments[0], Storage) and arguments[0].type != UNTYPED:
             self.view(arguments, STORAGES[arguments[0].type])
         elif called.name == REBUILD3 and len(arguments) in (7, 8) and isinstance(arguments[6], Name) and arguments[6].name in DTYPES:
-            self.view(arguments, DTYPES[arguments[6].name])
+            self.view(arguments[:6] + arguments[7:], DTYPES[arguments[6].name])
         else:
             self.lie("a call", f"{called.name!r} with {len(arguments)} arguments", "a name that may be called, with its own arguments")
 
     def view(self, arguments: list[Any], dtype: torch.dtype) -> None:
         """Pushes a tensor's description after proving that every element lies inside its storage."""
         storage, offset, shape, stride = arguments[:4]
-        if not isinstance(storage, Storage) or not whole(offset) or not sizes(shape) or not sizes(stride) or len(shape) != len(stride):
+        plain = isinstance(arguments[4], bool) and arguments[5] == {} and all(isinstance(a, dict) for a in arguments[5:])
+        lengths = sizes(shape) and isinstance(stride, tuple) and len(shape) == len(stride) and all(map(whole, stride))
+        if not isinstance(storage, Storage) or not whole(offset) or not lengths or not plain:
             self.lie("a tensor", "without whole, non-negative offset, shape and strides", f"a storage and at most {MAX_DIMS} dimensions")
         room, odd = divmod(storage.nbytes, dtype.itemsize)
         count = math.prod(shape)
@@ -273,8 +275,9 @@ def whole(value: Any) -> bool:
 
 
 def sizes(value: Any) -> bool:
-    """Whether `value` is a tuple of at most MAX_DIMS whole numbers."""
-    return isinstance(value, tuple) and len(value) <= MAX_DIMS and all(map(whole, value))
+    """Whether `value` is a tuple of at most MAX_DIMS whole numbers whose product, zeros left aside, torch can count."""
+    good = isinstance(value, tuple) and len(value) <= MAX_DIMS and all(map(whole, value))
+    return good and math.prod(max(n, 1) for n in value) < 1 << 60
 
 
 RULES: dict[int, Callable[[_Machine], None]] = {

@@ -192,11 +192,16 @@ def strict_json(path: Path, field: str, text: bytes) -> dict[str, Any]:
     def constant(word: str) -> NoReturn:
         refuse(path, field, f"holding {word}", "finite numbers")
 
+    def whole(word: str) -> int:
+        if word == "-0":
+            refuse(path, field, "holding the number -0", "whole numbers as JSON writers spell them")
+        return int(word)
+
     # A bracket costs a container of some 60 bytes: text made of brackets alone would grow twentyfold before the structure is looked at.
     if text.count(b"[") + text.count(b"{") > 64 + len(text) // 12:
         refuse(path, field, "nothing but nested brackets", "a JSON object of names and numbers")
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_int=whole)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {field} is not JSON ({str(error)[:120]}), expected a JSON object") from error
     if not isinstance(found, dict):

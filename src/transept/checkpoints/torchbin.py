@@ -23,6 +23,8 @@ MAX_PICKLE = 64_000_000
 MAX_DEPTH = 8
 
 _LOCAL, _CENTRAL, _END, _END64, _LOCATOR64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
+# Small records beside the data that each hold one number.
+NUMERALS = ("version", ".format_version", ".storage_alignment", ".data/serialization_id")
 _ALLOWED_FLAGS = 0x0808  # bit 3: sizes follow the data; bit 11: UTF-8 names. Encryption and patches are others.
 
 
@@ -44,9 +46,7 @@ class TorchBinFile:
         self.path = self._file.path
         self._records, self._folder = _records(self._file)
         self._sound: set[str] = set()
-        order = self._records.get(f"{self._folder}/byteorder")
-        if order and (found := bytes(self._bytes(order))) != b"little":
-            refuse(self.path, "byteorder", found, "b'little'")
+        self._check_notes()
         program = self._records[f"{self._folder}/data.pkl"]
         if program.size > MAX_PICKLE:
             refuse(self.path, "size of data.pkl", program.size, f"at most {MAX_PICKLE}")
@@ -58,6 +58,23 @@ class TorchBinFile:
         self._flatten("", root, 0, set())
         for name, view in self._views.items():
             self._check_storage(name, view.storage)
+
+    def _check_notes(self) -> None:
+        """CheckpointError for a record that no state dict has (TorchScript's code, say) or a damaged small one."""
+        if f"{self._folder}/version" not in self._records:
+            refuse(self.path, "the zip", "without a record 'version'", "the records that torch.save writes")
+        for record in self._records.values():
+            name = record.name.removeprefix(self._folder + "/")
+            if name == "data.pkl" or (name.startswith("data/") and name[5:].isalnum()):
+                continue
+            if name not in (*NUMERALS, "byteorder") or record.size > 64:
+                found = f"holding the record {record.name!r} of {record.size} bytes"
+                refuse(self.path, "the zip", found, "the records of a plain state dict")
+            found = bytes(self._bytes(record))
+            if name == "byteorder" and found != b"little":
+                refuse(self.path, "byteorder", found, "b'little'")
+            if name != "byteorder" and not found.strip().isdigit():
+                refuse(self.path, f"record {record.name!r}", found, "a decimal number")
 
     def keys(self) -> list[str]:
         """All tensor names, in the order of the file."""
@@ -183,7 +200,7 @@ def _directory(file: MappedFile) -> tuple[int, int, int, int]:
     behind = at
     if at >= 76 and file.bytes(at - 20, 4, "the zip64 locator") == _LOCATOR64:
         disk, behind, disks = struct.unpack("<LQL", file.bytes(at - 16, 16, "the zip64 locator"))
-        if disk or disks > 1 or behind != at - 76 or file.bytes(behind, 4, "the zip64 end record") != _END64:
+        if disk or disks != 1 or behind != at - 76 or file.bytes(behind, 4, "the zip64 end record") != _END64:
             refuse(file.path, "the zip64 locator", f"pointing at byte {behind}", f"the zip64 end record at {at - 76}")
         long = struct.unpack("<Q2H2L4Q", file.bytes(behind + 4, 52, "the zip64 end record"))
         small = (count, size, offset)
@@ -204,11 +221,12 @@ def _central(file: MappedFile, at: int, end: int, number: int) -> tuple[Record, 
         refuse(file.path, field, f"at byte {at}", f"46 bytes before the directory's end at {end}")
     entry = file.bytes(at, 46, field)
     flags, method, crc, packed, size = struct.unpack("<2H4x3L", entry[8:28])
-    name_size, extra_size, comment, disk, start = struct.unpack("<4H6xL", entry[28:46])
+    name_size, extra_size, comment, disk, attributes, start = struct.unpack("<4H2xLL", entry[28:46])
     behind = at + 46 + name_size + extra_size + comment
-    if entry[:4] != _CENTRAL or comment or disk or behind > end or flags & ~_ALLOWED_FLAGS:
-        expected = "a plain entry: not encrypted, no comment, inside the directory"
-        refuse(file.path, field, f"signature {entry[:4]!r}, flags {flags:#x}", expected)
+    # Attribute 0x10 calls a record a folder; a reader that believes it may hand out memory that was never written.
+    if entry[:4] != _CENTRAL or comment or disk or behind > end or flags & ~_ALLOWED_FLAGS or attributes & 0x10:
+        found = f"signature {entry[:4]!r}, flags {flags:#x}, attributes {attributes:#x}"
+        refuse(file.path, field, found, "a plain entry: a file, not encrypted, no comment, inside the directory")
     try:
         name = file.bytes(at + 46, name_size, field).decode("utf-8")
     except UnicodeDecodeError:
