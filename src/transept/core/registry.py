@@ -81,22 +81,34 @@ def all_families() -> list[Family]:
 
 def by_architecture(name: str) -> tuple[Family, Published]:
     """The family and form that a checkpoint's declared architecture names (law 7: never guessed from a file's name or keys)."""
-    known: dict[str, tuple[Family, Published]] = {form.architecture: (fam, form) for fam in all_families() for form in fam.published}
-    if name not in known:
-        raise ConfigError(f"the checkpoint declares the architecture {name!r}, which no family knows{nearest(name, known)}")
-    return known[name]
+    # The pages that spell the name come first, so that loading one model does not import every family.
+    spelling = [family(label) for label, module in families().items() if _spells(module, name)]
+    for pages in (spelling, None):
+        forms = {form.architecture: (fam, form) for fam in (all_families() if pages is None else pages) for form in fam.published}
+        if name in forms:
+            return forms[name]
+    raise ConfigError(f"the checkpoint declares the architecture {name!r}, which no family knows{nearest(name, forms)}")
+
+
+def _spells(module: str, name: str) -> bool:
+    path = _PAGES.parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    return path.is_file() and f'"{name}"' in path.read_text(encoding="utf-8")
+
+
+def sizes() -> dict[str, tuple[Family, Spec]]:
+    """Every published size of every family."""
+    return {label: (fam, spec) for fam in all_families() for label, spec in fam.sizes.items()}
 
 
 def size(name: str) -> tuple[Family, Spec]:
-    """The family and Spec of a published size such as 'gpt2-xl'; a family's own name stands for its first size."""
-    pages = all_families()
-    known = {label: (fam, spec) for fam in pages for label, spec in fam.sizes.items()}
-    for fam in pages:
-        if fam.sizes:
-            known.setdefault(fam.name, (fam, next(iter(fam.sizes.values()))))
-    if name not in known:
+    """The family and Spec of a published size such as 'gpt2-xl'; a family's name, or the beginning of a size's, stands for its first size."""
+    known = sizes()
+    if name in known:
+        return known[name]
+    begun = [label for label, (fam, _) in known.items() if fam.name == name or label.startswith(f"{name}-")]
+    if not begun:
         raise ConfigError(f"no family has a size called {name!r}{nearest(name, known)}; known are {', '.join(sorted(known))}")
-    return known[name]
+    return known[begun[0]]
 
 
 def add(path: str | Path) -> Family:
