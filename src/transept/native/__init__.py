@@ -1,0 +1,20 @@
+"""The native core: runs a whole plan step in one call with its own threads. Imports numpy and the core floor only, never torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transept.native.library import available, isa, why_not
+
+if TYPE_CHECKING:
+    from transept.native.binding import Batch, Cache, Plan, Program, Raw, Team, View, Weight, gated_bias, pack, packed_bytes, raw, vector
+
+__all__ = ["Batch", "Cache", "Plan", "Program", "Raw", "Team", "View", "Weight", "available", "gated_bias", "isa", "pack", "packed_bytes", "raw", "vector", "why_not"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from transept.native import binding
+
+        return getattr(binding, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

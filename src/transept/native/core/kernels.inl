@@ -1,0 +1,610 @@
+// The kernels, once for every instruction set (included by kernels_*.cpp).
+//
+// Determinism. Each output number is one chain of multiply-adds (or exact integer sums, then multiply-adds per block) over the
+// reduction in rising order, in its own vector lane. How many rows share a loaded tile, how columns fall to threads, which pages hold
+// the keys: none of it enters the chain. So a row's bits are the same alone, among others, and for every number of threads.
+#include "simd.h"
+
+namespace transept::TRANSEPT_ISA {
+
+#define EACH for (int i = 0; i < VN; i++)
+
+// ---- blocks of quantised weights -------------------------------------------------------------------------------------------------
+
+template <int K> INLINE vb group(const uint8_t *body, int g) {
+    constexpr Layout l = layout(K);
+    const uint8_t *planes = body + l.scales, *quants = planes + l.planes;
+    if constexpr (l.bits == 8) return load_bytes(quants + 64 * g);
+    vb w = load_bytes(quants + 64 * (g / 2));
+    for (int i = 0; i < VN; i++) w.v[i] = (g % 2 ? (nb)((nh)w.v[i] >> 4) : w.v[i]) & 15;
+    if constexpr (l.bits == 5) {
+        vb h = load_bytes(planes);
+        EACH w.v[i] |= (nb)(g < 4 ? (nh)h.v[i] << (4 - g) : (nh)h.v[i] >> (g - 4)) & 0x10;
+    }
+    if constexpr (l.bits == 6) { // pairs of bits: groups 0..3 of a plane sit at bits 0, 2, 4, 6 and must come to bit 4
+        vb h = load_bytes(planes + 64 * (g / 4));
+        int at = 2 * (g % 4);
+        EACH w.v[i] |= (nb)(at <= 4 ? (nh)h.v[i] << (4 - at) : (nh)h.v[i] >> (at - 4)) & 0x30;
+    }
+    return w;
+}
+
+template <int K> INLINE void scales(const uint8_t *head, const uint8_t *body, int half, vf &s, vf &b) {
+    constexpr Layout l = layout(K);
+    const uint16_t *d = reinterpret_cast<const uint16_t *>(l.blocks > 1 ? head : body);
+    s = from_half(d);
+    if constexpr (K == Q6_K) s = s * from_s8(reinterpret_cast<const int8_t *>(body) + 16 * half);
+    if constexpr (K == Q4_K || K == Q5_K) {
+        s = s * from_u8(body);
+        b = zero() - from_half(d + 16) * from_u8(body + 16);
+    } else if constexpr (l.zero < 0) b = from_half(d + 16);
+}
+
+// 32 x 16 floats, exactly the numbers that the file means.
+template <int K> INLINE const float *widen(const uint8_t *head, const uint8_t *body, float *tile) {
+    constexpr Layout l = layout(K);
+    if constexpr (K == F32) return reinterpret_cast<const float *>(body);
+    if constexpr (K == BF16 || K == F16)
+        for (int j = 0; j < KB; j++) {
+            const uint16_t *p = reinterpret_cast<const uint16_t *>(body) + NR * j;
+            store(tile + NR * j, K == BF16 ? from_bf16(p) : from_half(p));
+        }
+    if constexpr (l.bits > 0)
+        for (int half = 0; half < 2; half++) {
+            vf s, b = zero();
+            scales<K>(head, body, half, s, b);
+#pragma GCC unroll 4
+            for (int g = 4 * half; g < 4 * half + 4; g++) {
+                vb w = group<K>(body, g);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    vi q;
+                    EACH q.v[i] = ((ni)w.v[i] >> (8 * j)) & 255;
+                    vf f = to_float(q);
+                    store(tile + NR * (4 * g + j), l.zero < 0 ? fma(f, s, b) : (f - set1((float)l.zero)) * s);
+                }
+            }
+        }
+    return tile;
+}
+
+template <int K> struct Walk { // steps through a panel block by block
+    const uint8_t *head, *body;
+    int b = 0;
+    __attribute__((always_inline)) Walk(const uint8_t *p) : head(p), body(p + layout(K).head) {}
+    __attribute__((always_inline)) void next() {
+        constexpr Layout l = layout(K);
+        body += l.body();
+        if (l.blocks > 1 && ++b == l.blocks) {
+            b = 0;
+            head = body;
+            body += l.head;
+        }
+    }
+};
+
+// ---- float rows against a tile ---------------------------------------------------------------------------------------------------
+
+template <int R> INLINE void micro(const float *tile, int ldw, int n, const float *const *x, int at, float *acc, int lda) {
+    vf a[R];
+    const float *p[R];
+    for (int r = 0; r < R; r++) {
+        a[r] = load(acc + r * lda);
+        p[r] = x[r] + at;
+    }
+    for (int k = 0; k < n; k++) {
+        vf w = load(tile + k * ldw);
+        for (int r = 0; r < R; r++) a[r] = fma(set1(p[r][k]), w, a[r]);
+    }
+    for (int r = 0; r < R; r++) store(acc + r * lda, a[r]);
+}
+
+INLINE void rows(const float *tile, int ldw, int n, const float *const *x, int at, int t, float *acc, int lda) {
+    int r = 0;
+    for (; r + 6 <= t; r += 6) micro<6>(tile, ldw, n, x + r, at, acc + r * lda, lda);
+    switch (t - r) {
+    case 5: micro<5>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
+    case 4: micro<4>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
+    case 3: micro<3>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
+    case 2: micro<2>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
+    case 1: micro<1>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
+    default: break;
+    }
+}
+
+template <int K> static void panel_float_of(const uint8_t *panel, int k, const float *const *x, int t, float *sums) {
+    float tile[KB * NR];
+    for (int r = 0; r < t; r++) store(sums + NR * r, zero());
+    Walk<K> w(panel);
+    for (int b = 0; b < blocks_of(k); b++, w.next()) {
+        const float *f = widen<K>(w.head, w.body, tile);
+        rows(f, NR, k - KB * b < KB ? k - KB * b : KB, x, KB * b, t, sums, NR);
+    }
+}
+
+// ---- int8 rows against a block ---------------------------------------------------------------------------------------------------
+
+// Sums of quants times int8 activations of groups [from, from + 4) or all eight; `get(g)` yields a group's 64 bytes.
+template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, int b, int from, int to, vi *out) {
+#if defined(__AVX2__)
+    const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi16(255);
+    if constexpr (BITS == 8) { // bytes widened to 16 bits in place: elements 0, 2 and 1, 3 of each four
+        for (int r = 0; r < R; r++) out[r] = zero_int();
+#pragma GCC unroll 8
+        for (int g = from; g < to; g++) {
+            vb w = get(g);
+            for (int i = 0; i < 2; i++) {
+                __m256i even = _mm256_and_si256((__m256i)w.v[i], low), odd = _mm256_srli_epi16((__m256i)w.v[i], 8);
+                for (int r = 0; r < R; r++) {
+                    int32_t e, o;
+                    std::memcpy(&e, x[r].wide + KB * b + 4 * g, 4);
+                    std::memcpy(&o, x[r].wide + KB * b + 4 * g + 2, 4);
+                    __m256i s = _mm256_add_epi32(_mm256_madd_epi16(even, _mm256_set1_epi32(e)), _mm256_madd_epi16(odd, _mm256_set1_epi32(o)));
+                    out[r].v[i] = (ni)_mm256_add_epi32((__m256i)out[r].v[i], s);
+                }
+            }
+        }
+        return;
+    }
+    // Products of quant pairs stay in 16 bits as long as they cannot overflow: 8, 4, 2 groups for 4, 5, 6 bits.
+    constexpr int run = BITS == 4 ? 8 : BITS == 5 ? 4 : 2;
+    __m256i sum[R][2];
+    for (int r = 0; r < R; r++) out[r] = zero_int();
+#pragma GCC unroll 8
+    for (int g = from; g < to; g++) {
+        vb w = get(g);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            int32_t four;
+            std::memcpy(&four, x[r].q + KB * b + 4 * g, 4);
+            __m256i v = _mm256_set1_epi32(four);
+            for (int i = 0; i < 2; i++) {
+                __m256i p = _mm256_maddubs_epi16((__m256i)w.v[i], v);
+                sum[r][i] = g % run == 0 ? p : _mm256_add_epi16(sum[r][i], p);
+                if (g % run != run - 1 && g != to - 1) continue;
+                __m256i s = _mm256_madd_epi16(sum[r][i], ones);
+                out[r].v[i] = (ni)_mm256_add_epi32((__m256i)out[r].v[i], s);
+            }
+        }
+    }
+#else
+    for (int r = 0; r < R; r++) out[r] = zero_int();
+    for (int g = from; g < to; g++) {
+        vb w = get(g);
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < VN; i++) {
+                const int8_t *q = x[r].q + KB * b + 4 * g;
+#if defined(__ARM_FEATURE_DOTPROD)
+                int32_t four;
+                std::memcpy(&four, q, 4); // signed dot product: 8-bit quants go back to their own sign, see `offset`
+                int8x16_t s = vreinterpretq_s8_u8(BITS == 8 ? veorq_u8((uint8x16_t)w.v[i], vdupq_n_u8(0x80)) : (uint8x16_t)w.v[i]);
+                out[r].v[i] = (ni)vdotq_s32((int32x4_t)out[r].v[i], s, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+#else
+                for (int j = 0; j < 4; j++) out[r].v[i] += (((ni)w.v[i] >> (8 * j)) & 255) * (int32_t)q[j];
+#endif
+            }
+    }
+#endif
+}
+
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int offset(int kind) { return kind == Q8_0 ? 0 : layout(kind).zero; }
+#else
+constexpr int offset(int kind) { return layout(kind).zero; }
+#endif
+
+template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t *head, const uint8_t *body, const QRow *x, int b, vf *a) {
+    constexpr Layout l = layout(K);
+    constexpr int halves = K == Q6_K ? 2 : 1;
+    for (int half = 0; half < halves; half++) {
+        vf s, m;
+        vi d[R];
+        scales<K>(head, body, half, s, m);
+        dots<l.bits, R>(get, x, b, half * 4, half * 4 + 8 / halves, d);
+        for (int r = 0; r < R; r++) {
+            int32_t sum = K == Q6_K ? x[r].sum[2 * b + half] : x[r].sum[2 * b] + x[r].sum[2 * b + 1];
+            if constexpr (l.zero >= 0) EACH d[r].v[i] -= splat_int(offset(K) * sum);
+            vf scale = set1(x[r].scale[b]);
+            a[r] = fma(s * scale, to_float(d[r]), a[r]);
+            if constexpr (l.zero < 0) a[r] = fma(m, set1(x[r].scale[b] * (float)sum), a[r]);
+        }
+    }
+}
+
+template <int K, int R> static void few(const uint8_t *panel, int nb, const QRow *x, float *sums) {
+    vf a[R];
+    for (int r = 0; r < R; r++) a[r] = zero();
+    Walk<K> w(panel);
+    for (int b = 0; b < nb; b++, w.next()) {
+        __builtin_prefetch(w.body + 2048);
+        __builtin_prefetch(w.body + 2048 + 64);
+        __builtin_prefetch(w.body + 2048 + 128);
+        __builtin_prefetch(w.body + 2048 + 192);
+        add_block<K, R>([&](int g) { return group<K>(w.body, g); }, w.head, w.body, x, b, a);
+    }
+    for (int r = 0; r < R; r++) store(sums + NR * r, a[r]);
+}
+
+template <int K, int R> INLINE void from_tile(const uint8_t *tile, const Walk<K> &w, const QRow *x, int b, float *sums) {
+    vf a[R];
+    for (int r = 0; r < R; r++) a[r] = load(sums + NR * r);
+    add_block<K, R>([&](int g) { return load_bytes(tile + 64 * g); }, w.head, w.body, x, b, a);
+    for (int r = 0; r < R; r++) store(sums + NR * r, a[r]);
+}
+
+template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRow *x, int t, float *sums) {
+    int nb = blocks_of(k);
+    switch (t) {
+    case 1: few<K, 1>(panel, nb, x, sums); return;
+    case 2: few<K, 2>(panel, nb, x, sums); return;
+    case 3: few<K, 3>(panel, nb, x, sums); return;
+    case 4: few<K, 4>(panel, nb, x, sums); return;
+    default: break;
+    }
+    for (int r = 0; r < t; r++) store(sums + NR * r, zero());
+    alignas(64) uint8_t tile[KB * NR];
+    Walk<K> w(panel);
+    for (int b = 0; b < nb; b++, w.next()) {
+#pragma GCC unroll 8
+        for (int g = 0; g < 8; g++) {
+            vb q = group<K>(w.body, g);
+            std::memcpy(tile + 64 * g, &q, 64);
+        }
+        int r = 0;
+        for (; r + 4 <= t; r += 4) from_tile<K, 4>(tile, w, x + r, b, sums + NR * r);
+        for (; r < t; r++) from_tile<K, 1>(tile, w, x + r, b, sums + NR * r);
+    }
+}
+
+// Scale to the largest magnitude of each 32, round to nearest. A NaN or infinity makes its block's scale NaN: it must show in the result.
+static void quantise(const float *x, int k, bool wide, QRow out) {
+    for (int b = 0; b < blocks_of(k); b++) {
+        float v[KB] = {};
+        int n = k - KB * b < KB ? k - KB * b : KB;
+        std::memcpy(v, x + KB * b, sizeof(float) * (size_t)n);
+        vf lo = load(v), hi = load(v + NR);
+        vf poison = lo * set1(0.f) + hi * set1(0.f);
+        float top = largest(maximum(magnitude(lo), magnitude(hi))), bad = total(poison);
+        float scale = top / 127.f, inverse = top > 0 ? 127.f / top : 0.f;
+        bool sound = bad == 0.f && inverse <= 3.4e38f;
+        out.scale[b] = bad == 0.f ? scale : bad;
+        int32_t q[KB];
+        for (int h = 0; h < 2; h++) {
+            vf y = fma(h ? hi : lo, set1(sound ? inverse : 0.f), set1(12582912.f)); // adding 1.5 * 2^23 rounds to nearest even
+            if (!sound) y = set1(12582912.f);
+            std::memcpy(q + NR * h, &y, sizeof y);
+            int32_t sum = 0;
+            for (int j = 0; j < NR; j++) sum += q[NR * h + j] -= 0x4b400000;
+            out.sum[2 * b + h] = sum;
+        }
+        for (int j = 0; j < KB; j++) out.q[KB * b + j] = (int8_t)q[j];
+        if (wide)
+            for (int j = 0; j < KB; j += 4) {
+                int16_t *p = out.wide + KB * b + j;
+                p[0] = (int16_t)q[j];
+                p[1] = (int16_t)q[j + 2];
+                p[2] = (int16_t)q[j + 1];
+                p[3] = (int16_t)q[j + 3];
+            }
+    }
+}
+
+template <int K> static void column_of(const uint8_t *panel, int column, int k, float scale, bool add, float *out) {
+    float tile[KB * NR];
+    Walk<K> w(panel);
+    for (int b = 0; b < blocks_of(k); b++, w.next()) {
+        const float *f = widen<K>(w.head, w.body, tile);
+        for (int j = 0; j < KB && KB * b + j < k; j++) {
+            float y = f[NR * j + column] * scale;
+            out[KB * b + j] = add ? out[KB * b + j] + y : y;
+        }
+    }
+}
+
+#define BY_KIND(call, ...)                                                                                                              \
+    switch (kind) {                                                                                                                     \
+    case F32: call<F32>(__VA_ARGS__); break;                                                                                            \
+    case F16: call<F16>(__VA_ARGS__); break;                                                                                            \
+    case BF16: call<BF16>(__VA_ARGS__); break;                                                                                          \
+        QUANTISED(call, __VA_ARGS__)                                                                                                    \
+    default: break;                                                                                                                     \
+    }
+#define QUANTISED(call, ...)                                                                                                            \
+    case Q4_0: call<Q4_0>(__VA_ARGS__); break;                                                                                          \
+    case Q4_1: call<Q4_1>(__VA_ARGS__); break;                                                                                          \
+    case Q5_0: call<Q5_0>(__VA_ARGS__); break;                                                                                          \
+    case Q5_1: call<Q5_1>(__VA_ARGS__); break;                                                                                          \
+    case Q8_0: call<Q8_0>(__VA_ARGS__); break;                                                                                          \
+    case Q4_K: call<Q4_K>(__VA_ARGS__); break;                                                                                          \
+    case Q5_K: call<Q5_K>(__VA_ARGS__); break;                                                                                          \
+    case Q6_K: call<Q6_K>(__VA_ARGS__); break;
+
+static void panel_float(int kind, const uint8_t *panel, int k, const float *const *x, int t, float *sums) {
+    BY_KIND(panel_float_of, panel, k, x, t, sums)
+}
+static void panel_int(int kind, const uint8_t *panel, int k, const QRow *x, int t, float *sums) {
+    switch (kind) {
+        QUANTISED(panel_int_of, panel, k, x, t, sums)
+    default: break;
+    }
+}
+static void column(int kind, const uint8_t *panel, int c, int k, float scale, bool add, float *out) {
+    BY_KIND(column_of, panel, c, k, scale, add, out)
+}
+
+// ---- elementwise -----------------------------------------------------------------------------------------------------------------
+
+INLINE vf sigmoid(vf x) { return set1(1.f) / (set1(1.f) + exp(zero() - x)); }
+INLINE vf tanh(vf x) { // by exp of -2|x|; near zero by the odd series, where the difference would cancel
+    vf e = exp(magnitude(x) * set1(-2.f)), y = (set1(1.f) - e) / (set1(1.f) + e), s = x * x, r;
+    vf series = x * fma(s, fma(s, fma(s, set1(-17.f / 315), set1(2.f / 15)), set1(-1.f / 3)), set1(1.f));
+    EACH {
+        nf full = (nf)(((ni)x.v[i] & (int32_t)0x80000000) | ((ni)y.v[i] & 0x7fffffff));
+        r.v[i] = (nf)((ni)x.v[i] & 0x7fffffff) < splat(0.15f) ? series.v[i] : full;
+    }
+    return r;
+}
+INLINE vf erf(vf x) { // Abramowitz and Stegun 7.1.26, error below 1.5e-7
+    vf a = magnitude(x), t = set1(1.f) / fma(a, set1(0.3275911f), set1(1.f)), p = set1(1.061405429f), r;
+    p = fma(p, t, set1(-1.453152027f));
+    p = fma(p, t, set1(1.421413741f));
+    p = fma(p, t, set1(-0.284496736f));
+    p = fma(p, t, set1(0.254829592f)) * t;
+    p = set1(1.f) - p * exp(zero() - a * a);
+    EACH r.v[i] = (nf)(((ni)x.v[i] & (int32_t)0x80000000) ^ (ni)p.v[i]);
+    return r;
+}
+
+INLINE vf act(int kind, vf x) {
+    switch (kind) {
+    case SILU: return x * sigmoid(x);
+    case GELU: return x * set1(0.5f) * (set1(1.f) + erf(x * set1(0.70710678118654752f)));
+    case GELU_TANH: return x * set1(0.5f) * (set1(1.f) + tanh(x * set1(0.79788456080286536f) * fma(x * x, set1(0.044715f), set1(1.f))));
+    case RELU: return below(x, x, 0.f, 0.f);
+    case QUICK_GELU: return x * sigmoid(x * set1(1.702f));
+    case RELU2: { vf y = below(x, x, 0.f, 0.f); return y * y; }
+    case SIGMOID: return sigmoid(x);
+    case TANH: return tanh(x);
+    default: return x;
+    }
+}
+
+static void activate(int kind, float *x, int n) {
+    int j = 0;
+    for (; j + NR <= n; j += NR) store(x + j, act(kind, load(x + j)));
+    if (j == n) return;
+    float v[NR] = {};
+    std::memcpy(v, x + j, sizeof(float) * (size_t)(n - j));
+    store(v, act(kind, load(v)));
+    std::memcpy(x + j, v, sizeof(float) * (size_t)(n - j));
+}
+
+static void finish(float *sums, int t, const Finish &f) {
+    size_t bytes = sizeof(float) * (size_t)f.columns;
+    float edge[NR] = {}, edge2[NR] = {};
+    if (f.bias) std::memcpy(edge, f.bias, bytes);
+    if (f.bias2) std::memcpy(edge2, f.bias2, bytes);
+    vf bias = load(edge), bias2 = load(edge2), alpha = set1(f.alpha);
+    for (int r = 0; r < t; r++) {
+        vf a = act(f.act, f.bias ? load(sums + NR * r) + bias : load(sums + NR * r));
+        if (f.gated) {
+            vf up = load(sums + NR * (t + r));
+            a = a * (f.bias2 ? up + bias2 : up);
+        }
+        if (f.alpha != 1.f) a = a * alpha;
+        if (f.residual) {
+            float e[NR] = {};
+            std::memcpy(e, f.residual[r], bytes);
+            a = a + load(e);
+        }
+        if (f.columns == NR) store(f.y[r], a);
+        else {
+            float e[NR];
+            store(e, a);
+            std::memcpy(f.y[r], e, bytes);
+        }
+    }
+}
+
+static void norm(const float *x, const float *w, const float *b, float *y, int n, float eps, bool layer) {
+    int whole = n / NR * NR;
+    float mean = 0, rest[NR] = {};
+    std::memcpy(rest, x + whole, sizeof(float) * (size_t)(n - whole));
+    if (layer) {
+        vf s = load(rest);
+        for (int j = 0; j < whole; j += NR) s = s + load(x + j);
+        mean = total(s) / (float)n;
+        for (int j = 0; j < n - whole; j++) rest[j] -= mean;
+    }
+    vf m = set1(mean), s = load(rest) * load(rest);
+    for (int j = 0; j < whole; j += NR) {
+        vf d = load(x + j) - m;
+        s = fma(d, d, s);
+    }
+    float scale = 1.f / __builtin_sqrtf(total(s) / (float)n + eps);
+    for (int j = 0; j < n; j += NR) {
+        int c = n - j < NR ? n - j : NR;
+        float tw[NR], tb[NR] = {}, tx[NR] = {};
+        const float *px = x + j, *pw = w ? w + j : tw, *pb = b ? b + j : tb;
+        if (!w) store(tw, set1(1.f));
+        if (c < NR) {
+            std::memcpy(tx, px, sizeof(float) * (size_t)c);
+            px = tx;
+            if (w) std::memcpy(tw, pw, sizeof(float) * (size_t)c);
+            if (b) std::memcpy(tb, pb, sizeof(float) * (size_t)c);
+            pw = tw;
+            pb = tb;
+        }
+        vf v = (load(px) - m) * set1(scale) * load(pw);
+        if (b) v = v + load(pb);
+        if (c == NR) store(y + j, v);
+        else {
+            store(tx, v);
+            std::memcpy(y + j, tx, sizeof(float) * (size_t)c);
+        }
+    }
+}
+
+// ---- attention -------------------------------------------------------------------------------------------------------------------
+
+// One page's keys as [head][16 tokens] floats.
+INLINE const float *keys_of(const AttendUnit &u, const uint8_t *block, float *tile) {
+    const Cache &c = *u.cache;
+    const uint8_t *p = block + c.scale_bytes();
+    if (!c.latent && c.kind == CACHE_F32) return reinterpret_cast<const float *>(p);
+    vf s = c.kind == CACHE_Q8 ? load(reinterpret_cast<const float *>(block)) : set1(1.f);
+    if (!c.latent) {
+        for (int j = 0; j < c.head; j++)
+            store(tile + NR * j, c.kind == CACHE_F16 ? from_half(reinterpret_cast<const uint16_t *>(p) + NR * j)
+                                                     : from_s8(reinterpret_cast<const int8_t *>(p) + NR * j) * s);
+        return tile;
+    }
+    float line[NR], scale[NR];
+    store(scale, s);
+    for (int tok = 0; tok < PAGE; tok++)
+        for (int j = 0; j < c.width(); j += NR) {
+            int64_t at = (int64_t)tok * c.width() + j;
+            if (c.kind == CACHE_F32) store(line, load(reinterpret_cast<const float *>(p) + at));
+            else if (c.kind == CACHE_F16) store(line, from_half(reinterpret_cast<const uint16_t *>(p) + at));
+            else store(line, from_s8(reinterpret_cast<const int8_t *>(p) + at) * set1(scale[tok]));
+            for (int i = 0; i < NR && j + i < c.head; i++) tile[NR * (j + i) + tok] = line[i];
+        }
+    return tile;
+}
+
+// One page's values as [16 tokens][width] floats.
+INLINE const float *values_of(const AttendUnit &u, const uint8_t *block, float *tile, int tokens) {
+    const Cache &c = *u.cache;
+    const uint8_t *p = block + c.scale_bytes() + c.key_bytes();
+    if (c.kind == CACHE_F32) return reinterpret_cast<const float *>(p);
+    const float *s = reinterpret_cast<const float *>(block) + (c.latent ? 0 : PAGE);
+    for (int tok = 0; tok < tokens; tok++)
+        for (int j = 0; j < c.width(); j += NR) {
+            int64_t at = (int64_t)tok * c.width() + j;
+            store(tile + at, c.kind == CACHE_F16 ? from_half(reinterpret_cast<const uint16_t *>(p) + at)
+                                                 : from_s8(reinterpret_cast<const int8_t *>(p) + at) * set1(s[tok]));
+        }
+    return tile;
+}
+
+// Score, bias and mask of one query over the keys [from, to) of whole pages; returns the largest.
+INLINE float mask_scores(const AttendUnit &u, int i, float *s, int from, int to) {
+    vf top = set1(-__builtin_inff());
+    for (int j = from; j < to; j += NR) {
+        vf v = load(s + j - from) * set1(u.scale);
+        if (u.cap > 0) v = tanh(v / set1(u.cap)) * set1(u.cap);
+        if (u.bias) {
+            float b[NR];
+            for (int n = 0; n < NR; n++) {
+                int at = u.bias_at[i] + j + n;
+                b[n] = u.bias[i][at < 0 ? 0 : at >= u.biases ? u.biases - 1 : at];
+            }
+            v = v + load(b);
+        }
+        if (j < u.lo[i] || j + NR > u.hi[i]) {
+            float e[NR];
+            store(e, v);
+            for (int n = 0; n < NR; n++) if (j + n < u.lo[i] || j + n >= u.hi[i]) e[n] = -__builtin_inff();
+            v = load(e);
+        }
+        store(s + j - from, v);
+        top = maximum(v, top);
+    }
+    return largest(top);
+}
+
+static void attend(const AttendUnit &u) {
+    const Cache &c = *u.cache;
+    int width = c.width(), first = u.begin / PAGE, last = (u.end + PAGE - 1) / PAGE, from = first * PAGE;
+    const float *s[NQ];
+    for (int i = 0; i < u.nq; i++) {
+        s[i] = u.scores + i * CHUNK;
+        for (int j = 0; j < (last - first) * PAGE; j += NR) store(u.scores + i * CHUNK + j, zero());
+        for (int j = 0; j < width; j += NR) store(u.o + i * width + j, zero());
+    }
+    for (int p = first; p < last; p++) {
+        const float *k = keys_of(u, c.block(u.table[p], u.kv_head), u.tile);
+        rows(k, NR, c.head, u.q, 0, u.nq, u.scores + (p - first) * PAGE, CHUNK);
+    }
+    for (int i = 0; i < u.nq; i++) {
+        float *line = u.scores + i * CHUNK, top = mask_scores(u, i, line, from, last * PAGE);
+        u.m[i] = top;
+        vf sum = zero(), shift = set1(top > -__builtin_inff() ? top : 0.f);
+        for (int j = 0; j < (last - first) * PAGE; j += NR) {
+            vf e = exp(load(line + j) - shift);
+            store(line + j, e);
+            sum = sum + e;
+        }
+        u.l[i] = total(sum);
+        if (u.l[i] != u.l[i] && top == -__builtin_inff()) u.m[i] = 0.f; // nothing but NaN is not the same as nothing
+    }
+    for (int p = first; p < last; p++) {
+        int tokens = u.end - p * PAGE < PAGE ? u.end - p * PAGE : PAGE; // slots past the end may hold anything, even NaN
+        const float *v = values_of(u, c.block(u.table[p], u.kv_head), u.tile, tokens);
+        for (int j = 0; j < width; j += NR) rows(v + j, width, tokens, s, (p - first) * PAGE, u.nq, u.o + j, width);
+    }
+}
+
+// Online softmax: the running (maximum, sum, values) takes in one chunk's. A chunk that a query does not see changes nothing.
+static void merge(float *m, float *l, float *o, float pm, float pl, const float *po, int n) {
+    if (pm == -__builtin_inff()) return;
+    bool empty = *m == -__builtin_inff();
+    float top = empty || pm > *m ? pm : *m;
+    float keep = empty ? 0.f : exp(set1(*m - top)).v[0][0], take = exp(set1(pm - top)).v[0][0];
+    *m = top;
+    *l = empty ? pl : *l * keep + pl * take;
+    for (int j = 0; j < n; j += NR) store(o + j, empty ? load(po + j) : fma(load(o + j), set1(keep), load(po + j) * set1(take)));
+}
+
+INLINE float quantise_vector(const float *x, int n, int8_t *q, int stride) {
+    float top = 0, bad = 0;
+    for (int j = 0; j < n; j++) {
+        float a = x[j] < 0 ? -x[j] : x[j];
+        top = a > top ? a : top;
+        bad += x[j] * 0.f;
+    }
+    float inverse = bad == 0.f && top > 1e-37f ? 127.f / top : 0.f;
+    for (int j = 0; j < n; j++) q[j * stride] = inverse > 0 ? (int8_t)__builtin_lrintf(x[j] * inverse) : 0;
+    return bad == 0.f ? top / 127.f : bad;
+}
+
+static void write(const Cache &c, uint8_t *p, const float *x, int n, int stride, float *scale) {
+    if (c.kind == CACHE_Q8) {
+        *scale = quantise_vector(x, n, reinterpret_cast<int8_t *>(p), stride);
+        return;
+    }
+    for (int j = 0; j < n; j++) {
+        if (c.kind == CACHE_F32) {
+            std::memcpy(p + (int64_t)j * stride * 4, x + j, 4);
+            continue;
+        }
+        float f[NR] = {x[j]};
+        uint16_t h[NR];
+        to_half(h, f);
+        std::memcpy(p + (int64_t)j * stride * 2, h, 2);
+    }
+}
+
+static void store_token(const Cache &c, int page, int slot, int kv_head, const float *k, const float *v) {
+    uint8_t *block = c.block(page, kv_head), *p = block + c.scale_bytes();
+    float *scale = reinterpret_cast<float *>(block) + slot;
+    if (c.latent) { // k holds the latent columns followed by the rotated key
+        write(c, p + (int64_t)slot * c.width() * c.element(), k, c.head, 1, scale);
+        return;
+    }
+    write(c, p + (int64_t)slot * c.element(), k, c.head, PAGE, scale);
+    write(c, p + c.key_bytes() + (int64_t)slot * c.width() * c.element(), v, c.vhead, 1, scale + PAGE);
+}
+#undef EACH
+
+} // namespace transept::TRANSEPT_ISA
+
+namespace transept {
+#define CONCAT2(a, b) a##b
+#define CONCAT(a, b) CONCAT2(a, b)
+#define STRING2(a) #a
+#define STRING(a) STRING2(a)
+using namespace TRANSEPT_ISA;
+extern const Kernels CONCAT(kernels_, TRANSEPT_ISA) = {STRING(TRANSEPT_ISA), panel_float, panel_int, quantise, column, finish,
+                                                       norm, activate, attend, merge, store_token};
+} // namespace transept

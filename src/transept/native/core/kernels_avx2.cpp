@@ -1,0 +1,2 @@
+#define TRANSEPT_ISA avx2
+#include "kernels.inl"

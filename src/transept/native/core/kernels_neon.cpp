@@ -1,0 +1,2 @@
+#define TRANSEPT_ISA neon
+#include "kernels.inl"

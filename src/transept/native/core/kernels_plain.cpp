@@ -1,0 +1,2 @@
+#define TRANSEPT_ISA plain
+#include "kernels.inl"

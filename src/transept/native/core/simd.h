@@ -1,0 +1,184 @@
+// Sixteen floats as native vectors of this translation unit's instruction set. Everything lives in TRANSEPT_ISA's own namespace
+// and nothing inline is taken from the standard library: the linker must never merge code of two instruction sets.
+#pragma once
+#include "layout.h"
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace transept::TRANSEPT_ISA {
+
+#if defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int VN = NR / LANES;
+
+typedef float nf __attribute__((vector_size(LANES * 4)));
+typedef int32_t ni __attribute__((vector_size(LANES * 4)));
+typedef uint16_t nh __attribute__((vector_size(LANES * 4)));
+typedef uint8_t nb __attribute__((vector_size(LANES * 4)));
+
+struct vf { nf v[VN]; };
+struct vi { ni v[VN]; };
+struct vb { nb v[VN]; };
+
+INLINE nf splat(float s) {
+#if defined(__AVX2__)
+    return (nf)_mm256_set1_ps(s);
+#else
+    return s - (nf){};
+#endif
+}
+INLINE ni splat_int(int32_t s) { return s - (ni){}; }
+
+// The one multiply-add: its rounding is part of the contract that a row's bits do not depend on its neighbours.
+INLINE nf fma1(nf a, nf b, nf c) {
+#if defined(__AVX2__)
+    return (nf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (nf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+#define EACH for (int i = 0; i < VN; i++)
+INLINE vf load(const float *p) { vf r; std::memcpy(&r, p, sizeof r); return r; }
+INLINE vb load_bytes(const uint8_t *p) { vb r; std::memcpy(&r, p, sizeof r); return r; }
+INLINE void store(float *p, vf a) { std::memcpy(p, &a, sizeof a); }
+INLINE vf set1(float s) { vf r; EACH r.v[i] = splat(s); return r; }
+INLINE vf zero() { vf r; EACH r.v[i] = (nf){}; return r; }
+INLINE vi zero_int() { vi r; EACH r.v[i] = (ni){}; return r; }
+INLINE vf operator+(vf a, vf b) { EACH a.v[i] = a.v[i] + b.v[i]; return a; }
+INLINE vf operator-(vf a, vf b) { EACH a.v[i] = a.v[i] - b.v[i]; return a; }
+INLINE vf operator*(vf a, vf b) { EACH a.v[i] = a.v[i] * b.v[i]; return a; }
+INLINE vf operator/(vf a, vf b) { EACH a.v[i] = a.v[i] / b.v[i]; return a; }
+INLINE vf fma(vf a, vf b, vf c) { EACH c.v[i] = fma1(a.v[i], b.v[i], c.v[i]); return c; }
+INLINE vf above(vf x, float limit, float then) { // x > limit ? then : x, so that NaN stays
+    EACH x.v[i] = x.v[i] > splat(limit) ? splat(then) : x.v[i];
+    return x;
+}
+INLINE vf below(vf x, vf y, float limit, float then) { EACH y.v[i] = x.v[i] < splat(limit) ? splat(then) : y.v[i]; return y; }
+INLINE vf maximum(vf a, vf b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+INLINE vf magnitude(vf a) { EACH a.v[i] = (nf)((ni)a.v[i] & 0x7fffffff); return a; }
+INLINE vf to_float(vi a) { vf r; EACH r.v[i] = __builtin_convertvector(a.v[i], nf); return r; }
+INLINE float total(vf a) { // fixed order: halves onto halves
+    float t[NR];
+    store(t, a);
+    for (int w = NR / 2; w; w /= 2) for (int i = 0; i < w; i++) t[i] += t[i + w];
+    return t[0];
+}
+INLINE float largest(vf a) {
+    float t[NR], m;
+    store(t, a);
+    m = t[0];
+    for (int i = 1; i < NR; i++) m = t[i] > m ? t[i] : m;
+    return m;
+}
+
+INLINE vf from_bf16(const uint16_t *p) {
+    vf r;
+    EACH {
+#if defined(__AVX2__)
+        r.v[i] = (nf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + LANES * i))), 16);
+#else
+        ni w;
+        for (int j = 0; j < LANES; j++) w[j] = (int32_t)((uint32_t)p[LANES * i + j] << 16);
+        r.v[i] = (nf)w;
+#endif
+    }
+    return r;
+}
+
+INLINE vf from_half(const uint16_t *p) {
+    vf r;
+    EACH {
+#if defined(__AVX2__)
+        r.v[i] = (nf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + LANES * i)));
+#elif defined(__aarch64__)
+        r.v[i] = (nf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + LANES * i)));
+#else
+        for (int j = 0; j < LANES; j++) r.v[i][j] = half_to_float(p[LANES * i + j]);
+#endif
+    }
+    return r;
+}
+
+INLINE void to_half(uint16_t *p, const float *x) { // sixteen
+#if defined(__AVX2__)
+    for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(p + 8 * i), _mm256_cvtps_ph(_mm256_loadu_ps(x + 8 * i), 0));
+#elif defined(__aarch64__)
+    for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + 4 * i))));
+#else
+    for (int i = 0; i < 16; i++) {
+        uint32_t b;
+        std::memcpy(&b, x + i, 4);
+        uint32_t sign = (b >> 16) & 0x8000, e = (b >> 23) & 255, m = b & 0x7fffff, h;
+        if (e == 255) h = 0x7c00 | (m ? 0x200 : 0);
+        else if (e >= 143) h = 0x7c00;
+        else if (e >= 113) { h = ((e - 112) << 10) | (m >> 13); h += (m & 0x1000) && ((m & 0xfff) || (h & 1)); }
+        else if (e < 102) h = 0;
+        else {
+            m |= 0x800000;
+            uint32_t s = 126 - e, half = 1u << (s - 1), rest = m & ((1u << s) - 1);
+            h = m >> s;
+            h += rest > half || (rest == half && (h & 1));
+        }
+        p[i] = (uint16_t)(sign | h);
+    }
+#endif
+}
+
+// Sixteen bytes, unsigned or signed, as floats.
+INLINE vf from_u8(const uint8_t *p) {
+    vf r;
+    EACH {
+#if defined(__AVX2__)
+        r.v[i] = (nf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * i))));
+#else
+        for (int j = 0; j < LANES; j++) r.v[i][j] = p[LANES * i + j];
+#endif
+    }
+    return r;
+}
+INLINE vf from_s8(const int8_t *p) {
+    vf r;
+    EACH {
+#if defined(__AVX2__)
+        r.v[i] = (nf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * i))));
+#else
+        for (int j = 0; j < LANES; j++) r.v[i][j] = p[LANES * i + j];
+#endif
+    }
+    return r;
+}
+
+// exp to 2 units in the last place: range reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
+INLINE vf exp(vf x) {
+    vf y = above(x, 88.02f, 88.02f), n = fma(y, set1(1.44269504088896341f), set1(12582912.f)) - set1(12582912.f);
+    y = fma(n, set1(-0.693359375f), y);
+    y = fma(n, set1(2.12194440e-4f), y);
+    vf p = set1(1.9875691500e-4f);
+    p = fma(p, y, set1(1.3981999507e-3f));
+    p = fma(p, y, set1(8.3334519073e-3f));
+    p = fma(p, y, set1(4.1665795894e-2f));
+    p = fma(p, y, set1(1.6666665459e-1f));
+    p = fma(p, y, set1(5.0000001201e-1f));
+    p = fma(p, y * y, y) + set1(1.f);
+    n = below(x, n, -87.3f, 0.f);
+    vf power;
+    EACH {
+        nf m = n.v[i] + splat(127.f + 8388608.f); // the integer stands in the low bits of the mantissa; NaN only spoils itself
+        power.v[i] = (nf)((ni)m << 23);
+    }
+    return below(x, p * power, -87.3f, 0.f);
+}
+#undef EACH
+} // namespace transept::TRANSEPT_ISA
