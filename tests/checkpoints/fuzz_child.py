@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,14 +23,17 @@ import safetensors
 import torch
 
 from tests.checkpoints import mutants
+from tests.checkpoints.pickles import PICKLES, bundle
 from transept.checkpoints.gguf import open_gguf
 from transept.checkpoints.safetensors import open_safetensors
 from transept.checkpoints.torchbin import open_torchbin
 from transept.core.errors import CheckpointError
 
 WATCHED = ("exec", "compile", "import", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.rename")
-WATCHED += ("subprocess.", "socket.", "ctypes.", "pickle.", "marshal.", "code.", "os.mkdir", "os.chmod", "os.link", "os.symlink", "os.truncate", "shutil.")
+WATCHED += ("os.mkdir", "os.chmod", "os.link", "os.symlink", "os.truncate", "shutil.", "subprocess.", "socket.", "ctypes.")
+WATCHED += ("pickle.", "marshal.", "code.")
 MARGIN = 64 << 20
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -163,8 +167,10 @@ class Trial:
 
 
 def main(reader: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Truncations at every offset, then `count` mutants."""
+    """Truncations at every offset, then `count` mutants; for the reader "pickles", each hostile pickle once."""
     torch.set_num_threads(1)
+    hostile = reader == "pickles"
+    reader = "bin" if hostile else reader
     seeds = seeds_of(reader, folder)
     trial = Trial(reader, folder)
     for raw in seeds:
@@ -176,6 +182,11 @@ def main(reader: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
         if not trial.feed(raw, f"seed {number}"):
             raise SystemExit(f"the good seed {number} was refused")
     cut_accepted = 0
+    for name, body in PICKLES.items() if hostile else ():
+        if trial.feed(bundle(b"\x80\x02" + body), name):
+            trial.outcome.disputed.append(f"{name}: accepted")
+    if hostile:
+        return {**asdict(trial.outcome), "events": trial.watch.events}
     for number, raw in enumerate(seeds):
         for size in range(len(raw)):
             cut_accepted += trial.feed(raw[:size], f"seed {number} cut to {size}")
@@ -185,6 +196,17 @@ def main(reader: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
         trial.feed(trial.mutate(rng, seeds), f"mutant {number}")
     trial.outcome.events = trial.watch.events
     return {**asdict(trial.outcome), "cut": cut, "cut_accepted": cut_accepted, "mutants": count}
+
+
+def run_child(reader: str, count: int, folder: Path | str, seed: int = 0) -> tuple[dict[str, Any], float]:
+    """main() in a process of its own, as (figures, seconds); AssertionError with its last words where that process dies."""
+    command = [sys.executable, "-m", "tests.checkpoints.fuzz_child", reader, str(count), str(seed), str(folder)]
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, f"the reader's process ended with {done.returncode}: {done.stderr[-2000:]}"
+    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - begin
 
 
 if __name__ == "__main__":
