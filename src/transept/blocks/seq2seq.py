@@ -10,29 +10,24 @@ from torch import nn
 
 from transept.blocks.block import Block
 from transept.blocks.cache import Cache, Memory
+from transept.blocks.encoder import States
+from transept.blocks.heads import Head, at
 from transept.blocks.stack import Decoder, Output, Stack, context
 from transept.core.errors import InputError
 from transept.core.shapes import Bool, Float, Int, Tensor
 
 
-@dataclass
-class Encoded:
-    """The last states of an encoder."""
-
-    hidden: Float[Tensor, "b s d"]
-
-
-class Encoder(nn.Module):
-    """embed, blocks, norm: every token sees every other (row 37)."""
+class SourceEncoder(nn.Module):
+    """embed, blocks, norm: every token of the source sees every other (row 37)."""
 
     def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module):
         super().__init__()
         self.embed = embed
         self.stack = Stack(layers, norm)
 
-    def forward(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> Encoded:
+    def forward(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> States:
         """The last states of every token; `mask` is True at real ones."""
-        return Encoded(self.encode(ids, mask).states)
+        return States(self.encode(ids, mask).states)
 
     def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "b s"] | None = None) -> Memory:
         """The same, as a memory for cross-attention."""
@@ -130,3 +125,37 @@ def fitting(memory: Memory, batch: int) -> Memory:
     if len(memory) not in (1, batch):
         raise InputError(f"the source has {len(memory)} rows, but the target has {batch}: give as many, or one source for all")
     return memory
+
+
+class SentenceHead(nn.Module):
+    """out(tanh(dense(x))): classes of a whole text from one state (Lewis et al. 2019, section 3.1)."""
+
+    def __init__(self, dim: int, classes: int):
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.out = Head(dim, classes, bias=True)
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b v"]:
+        return self.out(self.dense(x).tanh())
+
+
+class SentenceEncoderDecoder(nn.Module):
+    """Reads a text on both sides and scores its classes by the decoder's state at the last `end` token."""
+
+    def __init__(self, encoder: SourceEncoder, decoder: Decoder, end: int, start: int):
+        super().__init__()
+        self.encoder, self.decoder, self.end, self.start = encoder, decoder, end, start
+
+    def forward(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None) -> Seq2SeqOutput:
+        """Classes of each row; the decoder reads the same text, moved one column to the right behind a `start` token.
+
+        Raises InputError where a row has no end token.
+        """
+        ended = (ids == self.end).long()
+        if not ids.is_meta and not bool(ended.any(1).all()):
+            raise InputError(f"each text should hold the end token {self.end}, by whose state it is classified")
+        memory = self.encoder.encode(ids, mask)
+        target = torch.cat((torch.full_like(ids[:, :1], self.start), ids[:, :-1]), 1)
+        hidden = self.decoder.hidden(target, memory=memory)
+        where = ids.shape[1] - 1 - ended.flip(1).argmax(1)
+        return Seq2SeqOutput(logits=self.decoder.head(at(hidden, where)), hidden=hidden, encoded=memory.states)

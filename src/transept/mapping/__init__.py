@@ -6,7 +6,7 @@ one door. The vocabulary is complete in `table` (weights) and `fields` (configur
 
 from transept.mapping.fields import Derived, Field, Fields, Given
 from transept.mapping.ops import Cat, Op, Reshape, SplitHeads, Stack, T, Unpair
-from transept.mapping.table import Drop, Map, Row, Tied
+from transept.mapping.table import Drop, Map, Row, Spare, Tied
 
 __all__ = [
     "Cat",
@@ -19,6 +19,7 @@ __all__ = [
     "Op",
     "Reshape",
     "Row",
+    "Spare",
     "SplitHeads",
     "Stack",
     "T",

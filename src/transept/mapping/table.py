@@ -63,6 +63,18 @@ class Tied:
 
 
 @dataclass(frozen=True)
+class Spare:
+    """Where a file lacks the tensor of this native name: the foreign name that stands for it, though it belongs to another.
+
+    For writers that leave out a tensor which happens to equal another.
+    """
+
+    native: str
+    foreign: str
+    when: Condition | None = None
+
+
+@dataclass(frozen=True)
 class Drop:
     """A foreign name that holds nothing a model needs; it may be there or not."""
 
@@ -92,13 +104,20 @@ class Bond:
 
 class Map:
     """The table of one published form. `index` gives the range of each index as a function of the Spec; `roots` are the prefixes under which the
-    form is published, the first being the one that is written."""
+    form is published, the first being the one that is written; `older` are (old, new) ends of keys that early files of the form still carry."""
 
-    def __init__(self, *statements: Row | Tied | Drop, index: Mapping[str, Index], roots: tuple[str, ...] = ("",)):
+    def __init__(
+        self,
+        *statements: Row | Tied | Spare | Drop,
+        index: Mapping[str, Index],
+        roots: tuple[str, ...] = ("",),
+        older: tuple[tuple[str, str], ...] = (),
+    ):
         self.rows = tuple(s for s in statements if isinstance(s, Row))
         self.ties = tuple(s for s in statements if isinstance(s, Tied))
+        self.spares = tuple(s for s in statements if isinstance(s, Spare))
         self.drops = tuple(s for s in statements if isinstance(s, Drop))
-        self.index, self.roots = dict(index), roots
+        self.index, self.roots, self.older = dict(index), roots, older
         plain = [row for row in self.rows if row.when is None]
         _once("writes the native", (name for row in plain for name in row.native))
         _once("reads the foreign", (row.foreign for row in plain))
@@ -120,11 +139,14 @@ class Map:
 
         `shapes` are the native parameters with their shapes: each must be produced, and each foreign key consumed or dropped by name (law 1).
         """
+        if self.older:
+            file = _Respelled(file, self.older)
         keys = set(file.keys())
         root = self.root(keys, spec)
         bonds = self.bonds(spec, root)
         ties = {name: tie.native for tie in self._ties(spec) for name in self._fill(tie.foreign, {ROOT: root}, spec)}
-        bonds = [_stand_in(bond, ties, keys) for bond in bonds]
+        spares = [(spare.foreign, spare.native) for spare in self.spares if spare.when is None or spare.when(spec)]
+        bonds = [_stand_in(bond, [*ties.items(), *spares], keys) for bond in bonds]
         self._check_total(bonds, keys, set(ties), set(shapes), spec, root)
         producer = {name: bond for bond in bonds for name in bond.native}
         for foreign in sorted(keys & set(ties)):
@@ -205,15 +227,36 @@ class Map:
             raise MappingError(f"{shapes} cannot become {', '.join(bond.native)} at the sizes that the configuration declares") from e
 
 
-def _stand_in(bond: Bond, ties: Mapping[str, str], keys: set[str]) -> Bond:
-    """The bond reading a tied name, where the file stores the shared tensor under that name only."""
+class _Respelled:
+    """A file whose keys are read in their present spelling."""
+
+    def __init__(self, file: Readable, older: tuple[tuple[str, str], ...]):
+        self.file = file
+        self.spelling = {_respell(key, older): key for key in file.keys()}
+
+    def keys(self) -> Iterable[str]:
+        return self.spelling
+
+    def read(self, key: str, /) -> Tensor:
+        return self.file.read(self.spelling[key])
+
+
+def _respell(key: str, older: tuple[tuple[str, str], ...]) -> str:
+    for old, new in older:
+        if key.endswith(old):
+            return key.removesuffix(old) + new
+    return key
+
+
+def _stand_in(bond: Bond, others: Sequence[tuple[str, str]], keys: set[str]) -> Bond:
+    """The bond reading another name (foreign, native), where the file lacks the tensor's own."""
     if keys.issuperset(bond.foreign) or len(bond.native) > 1 or bond.ops:
         return bond
-    found = [foreign for foreign, native in ties.items() if native == bond.native[0] and foreign in keys]
+    found = [foreign for foreign, native in others if native == bond.native[0] and foreign in keys]
     return Bond(bond.native, (found[0],), ()) if found else bond
 
 
-def _names(statement: Row | Tied | Drop, side: str) -> tuple[str, ...]:
+def _names(statement: Row | Tied | Spare | Drop, side: str) -> tuple[str, ...]:
     found = getattr(statement, side, ())
     return (found,) if isinstance(found, str) else found
 
