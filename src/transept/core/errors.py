@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 
 class TranseptError(Exception):
@@ -44,5 +45,6 @@ class SourceError(TranseptError):
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """' (nearest: ...)' for the option most like `word`, or '' where none is alike."""
-    found = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.5)
+    # A hostile file may hold millions of names, and each costs a comparison.
+    found = difflib.get_close_matches(str(word)[:200], list(islice(options, 5000)), n=1, cutoff=0.5)
     return f" (nearest: {found[0]!r})" if found else ""

@@ -87,11 +87,7 @@ class Fields:
         """The published configuration of a Spec; a Spec that this form cannot say is refused."""
         out = dict(self.fixed)
         for entry in self.entries:
-            if isinstance(entry, Derived):
-                out.update(entry.save(spec))
-            else:
-                value = getattr(spec, entry.native)
-                out[entry.foreign] = entry.save(value) if entry.save else value
+            out.update(self._write(entry, spec))
         unsaid = {given.native: given.value(out) for given in self.given}
         said = {entry.native for entry in self.entries}
         unsaid |= {f.name: f.default for f in dataclasses.fields(spec) if f.name not in said and f.name not in unsaid}
@@ -112,6 +108,15 @@ class Fields:
             raise ConfigError(f"the configuration lacks the field {entry.foreign!r}{nearest(entry.foreign, config)}")
         return _guarded(lambda: entry.load(value) if entry.load else value, (entry.foreign,), config)
 
+    def _write(self, entry: Field | Derived, spec: Any) -> Mapping[str, Any]:
+        value = getattr(spec, entry.native)
+        try:
+            if isinstance(entry, Derived):
+                return entry.save(spec)
+            return {entry.foreign: entry.save(value) if entry.save else value}
+        except (TypeError, ValueError, AttributeError, KeyError, StopIteration) as e:
+            raise ConfigError(f"this published form cannot say {entry.native} = {value!r} ({type(e).__name__}: {e})") from e
+
     def _refuse_unknown(self, config: Mapping[str, Any], ignore: set[str]) -> None:
         known = {name for e in self.entries for name in ((e.foreign,) if isinstance(e, Field) else e.foreign)} | set(self.fixed)
         for name, value in config.items():
@@ -130,4 +135,5 @@ def _guarded(compute: Callable[[], Any], names: tuple[str, ...], config: Mapping
         return compute()
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as e:
         found = ", ".join(f"{name}={config[name]!r}"[:80] for name in names if name in config) or "nothing"
-        raise ConfigError(f"the configuration's {' and '.join(names)} cannot be read: found {found} ({type(e).__name__}: {e})") from e
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        raise ConfigError(f"the configuration's {' and '.join(names)} cannot be read: found {found} ({reason})") from e
