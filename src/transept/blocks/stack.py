@@ -28,7 +28,7 @@ class Output:
 class Stack(nn.Module):
     """Blocks in order, then a last norm."""
 
-    def __init__(self, layers: Sequence[Block], norm: nn.Module):
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
@@ -46,7 +46,7 @@ class Stack(nn.Module):
 class Trunk(nn.Module):
     """embed, blocks, norm: everything below a head; it reads tokens from left to right."""
 
-    def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module):
+    def __init__(self, embed: nn.Module, layers: Sequence[nn.Module], norm: nn.Module):
         super().__init__()
         self.embed = embed
         self.stack = Stack(layers, norm)
