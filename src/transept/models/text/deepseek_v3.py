@@ -17,6 +17,7 @@ from transept.blocks.latent import LatentAttention, LatentSpec
 from transept.blocks.norms import RMSNorm
 from transept.blocks.positions import Rotary
 from transept.blocks.stack import Decoder
+from transept.core.errors import ConfigError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
 from transept.mapping import Cat, Derived, Drop, Field, Fields, Map, Row, SplitHeads, Stack, Tied
@@ -159,16 +160,6 @@ MAP = Map(
 )
 
 
-def _record(make: Any, native: str, names: Mapping[str, str], **fixed: Any) -> Derived:
-    """A Spec within the Spec: `names` gives the published field of each of its own."""
-    return Derived(
-        native,
-        tuple(names.values()),
-        lambda c: make(**{ours: c[theirs] for ours, theirs in names.items()}, **fixed),
-        lambda s: {theirs: getattr(getattr(s, native), ours) for ours, theirs in names.items()},
-    )
-
-
 _LATENT = {
     "heads": "num_attention_heads",
     "q_rank": "q_lora_rank",
@@ -185,6 +176,27 @@ _ROUTE = {
     "normalise": "norm_topk_prob",
     "scale": "routed_scaling_factor",
 }
+
+
+def _named(c: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {ours: c[theirs] for ours, theirs in names.items()}
+
+
+def _renamed(part: Spec, names: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(part, ours) for ours, theirs in names.items()}
+
+
+def _latent(c: Mapping[str, Any]) -> LatentSpec:
+    if c.get("num_key_value_heads", c["num_attention_heads"]) != c["num_attention_heads"]:
+        raise ConfigError(f"latent attention has one key per query head, but num_key_value_heads is {c['num_key_value_heads']}")
+    # The publisher's two inner norms keep their own eps, whatever the configuration says of the others.
+    return LatentSpec(**_named(c, _LATENT), eps=1e-6)
+
+
+def _latent_out(s: DeepSeekV3Spec) -> Mapping[str, Any]:
+    if s.latent.eps != 1e-6:
+        raise ConfigError(f"this published form has eps 1e-06 in its latent norms, but the model has {s.latent.eps:g}")
+    return _renamed(s.latent, _LATENT) | {"num_key_value_heads": s.latent.heads}
 
 
 def _rope(c: Mapping[str, Any]) -> RopeSpec:
@@ -206,10 +218,9 @@ FIELDS = Fields(
     ("dim", "hidden_size"),
     ("layers", "num_hidden_layers"),
     ("dense", "first_k_dense_replace"),
-    # The publisher's two inner norms keep their own eps, whatever the configuration says of the others.
-    _record(LatentSpec, "latent", _LATENT, eps=1e-6),
+    Derived("latent", (*_LATENT.values(), "num_key_value_heads"), _latent, _latent_out),
     ("ffn", "intermediate_size"),
-    _record(RouteSpec, "route", _ROUTE),
+    Derived("route", tuple(_ROUTE.values()), lambda c: RouteSpec(**_named(c, _ROUTE)), lambda s: _renamed(s.route, _ROUTE)),
     ("expert_ffn", "moe_intermediate_size"),
     ("shared", "n_shared_experts"),
     ("context", "max_position_embeddings"),
@@ -219,7 +230,7 @@ FIELDS = Fields(
     ("tied", "tie_word_embeddings", False),
     Field("act", "hidden_act", Act.SILU, load=act, save=act_name),
     fixed={"moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
-    inert=("head_dim", "qk_head_dim", "num_key_value_heads"),
+    inert=("head_dim", "qk_head_dim"),
 )
 
 FAMILY = Family(
