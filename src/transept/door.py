@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from transept.blocks.seq2seq import EncoderDecoder
 from transept.checkpoints import load as reader
+from transept.checkpoints.atomic import atomic
 from transept.checkpoints.save import form_for
 from transept.checkpoints.save import save as write
 from transept.core.errors import InputError, TokenizerError
@@ -18,8 +20,10 @@ from transept.core.spec import Spec
 from transept.data.text.template import messages
 from transept.data.text.tokenizer import Tokenizer
 from transept.inference import generation
-from transept.inference.beam import beam_search
+from transept.inference.batches import by_length, padded
+from transept.inference.beam import Plan, search
 from transept.inference.generation import Generation, Piece, Usage
+from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
 from transept.inspection.card import Card, card
 
@@ -29,9 +33,18 @@ Prompt = str | Sequence[int] | torch.Tensor
 class Model:
     """A loaded model: `model` is the plain nn.Module, `spec` its numbers, `tokenizer` None where the source has none, `card` its costs."""
 
-    def __init__(self, model: nn.Module, family: Family, form: Published | None, spec: Spec, tokenizer: Tokenizer | None = None, source: str = ""):
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        form: Published | None,
+        spec: Spec,
+        tokenizer: Tokenizer | None = None,
+        source: str = "",
+        rules: Rules | None = None,
+    ):
         self.model, self.family, self.form, self.spec = model, family, form, spec
-        self.tokenizer, self.source = tokenizer, source
+        self.tokenizer, self.source, self.rules = tokenizer, source, rules or Rules()
 
     @property
     def card(self) -> Card:
@@ -43,19 +56,41 @@ class Model:
         """The longest input in tokens; None where there is no limit."""
         return getattr(self.spec, "context", None)
 
-    def generate(self, prompt: Prompt, *, max_tokens: int = 64, stop: Sequence[str] = (), beams: int = 1, ignore_end: bool = False, **sampling: Any) -> Generation:
-        """The continuation of a text or of ids; `sampling` are the fields of `Sampling` (temperature=0.0, top_k, top_p, min_p, seed, ...).
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 64,
+        stop: Sequence[str] = (),
+        beams: int = 1,
+        penalty: float | None = None,
+        early: bool | str | None = None,
+        ignore_end: bool = False,
+        **sampling: Any,
+    ) -> Generation:
+        """The continuation of a text or of ids, or what an encoder-decoder answers to them.
 
+        `sampling` are the fields of `Sampling` (temperature=0.0, top_k, top_p, min_p, seed, ...); with more than one of the `beams` the most probable
+        answer is searched, its score divided by its length to the power `penalty`, until `early` says so (True, False or "never").
         Raises InputError where the prompt is longer than the context.
         """
-        if beams > 1:
-            return self._beam(prompt, max_tokens, beams, ignore_end)
+        if beams != 1:
+            if stop or Sampling.checked(sampling).replace(seed=None) != Sampling():
+                raise InputError("beam search takes the most probable answer: it knows no temperature, no filters and no stop strings")
+            return self._search([self.encode(prompt)], self._plan(max_tokens, beams, penalty, early, ignore_end), 1)[0]
         return generation.last(self.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_end=ignore_end, **sampling))
 
     def stream(self, prompt: Prompt, *, max_tokens: int = 64, stop: Sequence[str] = (), ignore_end: bool = False, **sampling: Any) -> Iterator[Piece]:
         """The same, piece by piece as it comes: `for piece in m.stream(...): piece.text`."""
-        ids = self.encode(prompt)
-        steps = generation.steps(self._predictor(), ids, Sampling.checked(sampling), max_tokens=max_tokens, context=self.context)
+        ids, model = self.encode(prompt), self._predictor()
+        begin = ids
+        if isinstance(model, EncoderDecoder):
+            generation.check_length(len(ids), self.context)
+            with torch.no_grad():
+                model = model.given(torch.tensor([ids], device=next(model.parameters()).device))
+            begin = [start_of(self.rules, self.family.name)]
+        rules = None if self.rules.start is None else self.rules
+        steps = generation.steps(model, begin, Sampling.checked(sampling), max_tokens=max_tokens, context=self.context, rules=rules)
         return generation.stream(steps, self._detokenizer(), prompt_tokens=len(ids), ends=() if ignore_end else self.ends, stop=stop)
 
     def chat(self, turns: str | Sequence[dict[str, Any]], *, system: str | None = None, **options: Any) -> Iterator[Piece]:
@@ -70,7 +105,7 @@ class Model:
     @property
     def ends(self) -> tuple[int, ...]:
         """The ids that end an answer."""
-        return () if self.tokenizer is None else tuple(self.tokenizer.eos_ids)
+        return self.rules.ends if self.tokenizer is None else tuple(self.tokenizer.eos_ids)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt as ids."""
@@ -82,27 +117,72 @@ class Model:
             return prompt.flatten().tolist()
         return [int(i) for i in prompt]
 
-    def _beam(self, prompt: Prompt, max_tokens: int, beams: int, ignore_end: bool) -> Generation:
-        ids, model = self.encode(prompt), self._predictor()
-        generation.check_length(len(ids), self.context)
-        room = max_tokens if self.context is None else min(max_tokens, self.context - len(ids))
-        device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            cache = model.cache(1, len(ids) + room)
-            first = generation.prefill(model, torch.tensor([ids], device=device), cache)[0]
+    def translate(
+        self,
+        texts: str | Sequence[str],
+        *,
+        beams: int | None = None,
+        max_tokens: int | None = None,
+        batch: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+        **search: Any,
+    ) -> str | list[str]:
+        """The translation of a text, or of each of a list: what an encoder-decoder writes when it has read them.
 
-            def advance(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-                cache.reorder(rows.to(device))
-                return model.head(model.hidden(tokens[:, None].to(device), cache=cache)[:, -1]).cpu()
+        `beams`, and in `search` penalty= and early=, are the checkpoint's own where they are not given; max_tokens is the checkpoint's, else twice
+        the source and 20. A list goes through in batches of like length. `progress(done, total)` counts texts.
+        """
+        if not isinstance(self.model, EncoderDecoder):
+            raise InputError(f"a {self.family.name} model reads no source beside its target, so it does not translate; use generate")
+        many = [texts] if isinstance(texts, str) else list(texts)
+        rows = [self.encode(text) for text in many]
+        found = self._search(rows, self._plan(max_tokens, self.rules.beams if beams is None else beams, **search), batch, progress)
+        return found[0].text if isinstance(texts, str) else [g.text for g in found]
 
-            best = beam_search(first.cpu(), advance, beams=beams, max_tokens=room, ends=() if ignore_end else self.ends)[0]
-        new = list(best.ids)
-        ended = bool(new) and new[-1] in self.ends and not ignore_end
+    def _plan(
+        self, max_tokens: int | None, beams: int, penalty: float | None = None, early: bool | str | None = None, ignore_end: bool = False
+    ) -> Callable[[int], Plan]:
+        """The search for a prompt of a given length."""
+        rules = self.rules
+        stop = rules.early if early is None else Early(early)
+        ends = () if ignore_end else self.ends
+
+        def plan(length: int) -> Plan:
+            most = rules.most or 2 * length + 20 if max_tokens is None else max_tokens
+            given = 1 if isinstance(self.model, EncoderDecoder) else length
+            room = most if self.context is None else min(most, self.context - given)
+            # One beam goes on as greedy decoding does: to its first end.
+            return Plan(beams=beams, max_tokens=room, ends=ends, penalty=rules.penalty if penalty is None else penalty,
+                        early=Early.FIRST if beams == 1 else stop, rules=rules)
+
+        return plan
+
+    def _search(
+        self, rows: list[list[int]], plan: Callable[[int], Plan], batch: int, progress: Callable[[int, int], None] | None = None
+    ) -> list[Generation]:
+        """The best continuation of each row; sources of an encoder-decoder go in batches of like length, other prompts one by one."""
+        for row in rows:
+            generation.check_length(len(row), self.context)
+        out: dict[int, Generation] = {}
+        for group in by_length(rows, batch if isinstance(self.model, EncoderDecoder) else 1):
+            ids, mask = padded([rows[i] for i in group], next(self.model.parameters()).device)
+            with torch.inference_mode():
+                model, begin = (self.model, ids) if not isinstance(self.model, EncoderDecoder) else (
+                    self.model.given(ids, mask), torch.full((len(ids), 1), start_of(self.rules, self.family.name)))
+            chosen = plan(ids.shape[1])
+            for i, beams in zip(group, search(model, begin, chosen), strict=True):
+                out[i] = self._finished(list(beams[0].ids), len(rows[i]), chosen.ends)
+            if progress is not None:
+                progress(len(out), len(rows))
+        return [out[i] for i in range(len(rows))]
+
+    def _finished(self, new: list[int], prompt: int, ends: tuple[int, ...]) -> Generation:
+        ended = bool(new) and new[-1] in ends
         text = "" if self.tokenizer is None else self.tokenizer.decode(new[:-1] if ended else new)
-        return Generation(text, new, "stop" if ended else "length", Usage(len(ids), len(new)))
+        return Generation(text, new, "stop" if ended else "length", Usage(prompt, len(new)))
 
     def _predictor(self) -> Any:
-        if not (hasattr(self.model, "cache") and hasattr(self.model, "hidden")):
+        if not (hasattr(self.model, "cache") and (hasattr(self.model, "hidden") or isinstance(self.model, EncoderDecoder))):
             raise InputError(f"a {self.family.name} model of this form predicts no next token; load its language-model form to generate")
         return self.model
 
@@ -141,7 +221,13 @@ def load(
     """
     found = reader.describe(source, ignore)
     model = reader.load(found, dtype, device, progress)
-    return Model(model, found.family, found.form, found.spec, tokenizer_of(found), str(source))
+    return Model(model, found.family, found.form, found.spec, tokenizer_of(found), str(source), rules_of(found))
+
+
+def rules_of(source: reader.Source) -> Rules:
+    """What a checkpoint's configurations say about generation."""
+    beside = source.path / "generation_config.json"
+    return Rules.read(source.config, reader.read_json(beside) if source.path.is_dir() and beside.exists() else {})
 
 
 def tokenizer_of(source: reader.Source) -> Tokenizer | None:
@@ -156,9 +242,14 @@ def save(m: Model, folder: str | Path) -> Path:
     """Writes a folder that Hugging Face transformers loads as it is, and that `load` gives back with equal numbers."""
     form = form_for(m.family, m.spec, m.form)
     ends = list(m.ends)
-    extra: dict[str, Any] = {}
+    # Readers of an encoder-decoder put its padding into its table, so there "none" is said too.
+    extra: dict[str, Any] = ({"pad_token_id": None} if isinstance(m.model, EncoderDecoder) else {}) | m.rules.ids()
     if m.tokenizer is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         m.tokenizer.save(folder)
-        extra = {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": (ends[0] if len(ends) == 1 else ends) or None, "pad_token_id": m.tokenizer.pad_id}
-    return write(m.model, m.family, form, m.spec, folder, extra)
+        extra |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": (ends[0] if len(ends) == 1 else ends) or None, "pad_token_id": m.tokenizer.pad_id}
+    written = write(m.model, m.family, form, m.spec, folder, extra)
+    if m.rules.start is not None:
+        with atomic(written / "generation_config.json") as out:
+            out.write(reader.dumps(m.rules.write()).encode())
+    return written

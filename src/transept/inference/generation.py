@@ -12,6 +12,7 @@ import torch
 from transept.blocks.cache import Cache
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Tensor
+from transept.inference.rules import Rules
 from transept.inference.sampling import Sampling, choose
 
 CHUNK = 512
@@ -112,13 +113,22 @@ def prefill(model: Predictor, ids: Tensor, cache: Cache, chunk: int = CHUNK) -> 
 
 
 @torch.inference_mode()
-def steps(model: Predictor, ids: Sequence[int], sampling: Sampling, *, max_tokens: int, context: int | None = None, chunk: int = CHUNK) -> Iterator[Step]:
+def steps(
+    model: Predictor,
+    ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    context: int | None = None,
+    rules: Rules | None = None,
+    chunk: int = CHUNK,
+) -> Iterator[Step]:
     """New tokens one by one, until `max_tokens` or the end of the context; the caller stops at an end token."""
     check_length(len(ids), context)
     if max_tokens < 0:
         raise InputError(f"max_tokens should be 0 or more, found {max_tokens}")
     room = max_tokens if context is None else min(max_tokens, context - len(ids))
-    device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else None
+    device = device_of(model)
     generator = sampling.check().generator()
     cache = model.cache(1, len(ids) + max(room, 0))
     seen = torch.tensor(list(ids), dtype=torch.long)
@@ -126,11 +136,18 @@ def steps(model: Predictor, ids: Sequence[int], sampling: Sampling, *, max_token
         return
     logits = prefill(model, seen[None].to(device), cache, chunk)[0]
     for i in range(room):
+        if rules is not None:
+            logits = rules.apply(logits[None], [seen.tolist()], len(ids), room)[0]
         token, logprob = choose(logits, seen, sampling, generator)
         yield Step(token, logprob, time.perf_counter())
         if i + 1 < room:
             seen = torch.cat((seen, torch.tensor([token])))
             logits = model.head(model.hidden(torch.tensor([[token]], device=device), cache=cache)[:, -1])[0]
+
+
+def device_of(model: Predictor) -> torch.device | None:
+    """Where a predictor computes."""
+    return next(model.parameters()).device if isinstance(model, torch.nn.Module) else getattr(model, "device", None)
 
 
 class StopScanner:

@@ -165,7 +165,7 @@ def _tied(c: Mapping[str, Any]) -> bool:
     return c.get("tie_word_embeddings", True) is not False and c.get("scale_decoder_outputs", True) is not False
 
 
-FIELDS = Fields(
+_FIELDS = (
     ("vocab", "vocab_size"),
     ("dim", "d_model"),
     ("layers", "num_layers"),
@@ -180,8 +180,10 @@ FIELDS = Fields(
     Derived("act", ("feed_forward_proj",), lambda c: _activation(c)[0], _written),
     Derived("gated", ("feed_forward_proj",), lambda c: _activation(c)[1], _written),
     Derived("tied", ("tie_word_embeddings", "scale_decoder_outputs"), _tied, lambda s: {"tie_word_embeddings": s.tied}),
-    inert=("dense_act_fn", "is_gated_act", "n_positions", "output_past", "dropout_rate", "initializer_factor", "is_decoder"),
 )
+_INERT = ("dense_act_fn", "is_gated_act", "n_positions", "output_past", "dropout_rate", "initializer_factor", "is_decoder")
+FIELDS = Fields(*_FIELDS, fixed={"is_encoder_decoder": True}, inert=_INERT)
+ENCODER_FIELDS = Fields(*_FIELDS, inert=_INERT)
 
 FAMILY = Family(
     name="t5",
@@ -191,7 +193,7 @@ FAMILY = Family(
     tiny=TINY,
     published=(
         Published("T5ForConditionalGeneration", MAP, FIELDS, model_type="t5"),
-        Published("T5EncoderModel", ENCODER_MAP, FIELDS, build_encoder, model_type="t5"),
+        Published("T5EncoderModel", ENCODER_MAP, ENCODER_FIELDS, build_encoder, model_type="t5"),
     ),
     source="https://arxiv.org/abs/1910.10683",
 )
