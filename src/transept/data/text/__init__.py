@@ -1,0 +1,1 @@
+"""Text in and out: tokenizers, byte-pair training, chat templates, few-shot prompts."""
