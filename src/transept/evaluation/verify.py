@@ -89,8 +89,8 @@ def _reference(source: str) -> dict[str, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
         encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
     except (OSError, ValueError):
-        vocab = mine.spec.json()["vocab"]
-        encode = lambda text: [ord(c) % vocab for c in text][: mine.context or 512]  # noqa: E731
+        vocab, room = mine.spec.json()["vocab"], (mine.context or 512) - NEW
+        encode = lambda text: [ord(c) % vocab for c in text][:room]  # noqa: E731
     return reference_values(model, encode)
 
 
