@@ -19,10 +19,11 @@ from transept.core.registry import Family, Published
 from transept.core.spec import Spec
 from transept.data.text.template import messages
 from transept.data.text.tokenizer import Tokenizer
-from transept.inference import generation
+from transept.inference import generation, tasks
 from transept.inference.batches import by_length, padded
 from transept.inference.beam import Plan, search
 from transept.inference.generation import Generation, Piece, Usage
+from transept.inference.pooling import Pooling
 from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
 from transept.inspection.card import Card, card
@@ -42,9 +43,11 @@ class Model:
         tokenizer: Tokenizer | None = None,
         source: str = "",
         rules: Rules | None = None,
+        pooling: Pooling | None = None,
     ):
         self.model, self.family, self.form, self.spec = model, family, form, spec
         self.tokenizer, self.source, self.rules = tokenizer, source, rules or Rules()
+        self.pooling = pooling
 
     @property
     def card(self) -> Card:
@@ -194,6 +197,41 @@ class Model:
     def _detokenizer(self) -> generation.Detokenizer:
         return _Silent() if self.tokenizer is None else self.tokenizer.stream()
 
+    def embed(
+        self, texts: str | Sequence[str], *, truncate: bool = False, batch: int = 32, progress: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
+        """A vector for each text [n d], pooled and normalised as the checkpoint declares; the mean of the last states where it declares nothing.
+
+        Raises InputError for an empty text, and for one that is too long unless `truncate` is set, which warns of what it cut.
+        """
+        pooling = self.pooling or Pooling()
+        many = [texts] if isinstance(texts, str) else texts
+        limits = [n for n in (pooling.limit, self.context) if n is not None]
+        limit = min(limits) if limits else None
+        return tasks.embed(self.model, self._tokenizer(), many, pooling, limit=limit, truncate=truncate, batch=batch, progress=progress)
+
+    def fill_mask(self, text: str, *, top: int = 5) -> list[list[tasks.Fill]]:
+        """The likeliest words for each mask in the text, such as "Paris is the [MASK] of France."."""
+        return tasks.fill_mask(self.model, self._tokenizer(), text, top=top, limit=self.context)
+
+    def classify(self, texts: str | Sequence[str | tuple[str, str]], *, truncate: bool = False, batch: int = 32) -> list[tasks.Label]:
+        """The class of each text, or of each pair (first, second)."""
+        many = [texts] if isinstance(texts, str) else texts
+        return tasks.classify(self.model, self._tokenizer(), many, self.labels, limit=self.context, truncate=truncate, batch=batch)
+
+    def tag(self, text: str) -> list[tasks.Tag]:
+        """The class of each word of a text, with the characters where it stands."""
+        return tasks.tag(self.model, self._tokenizer(), text, self.labels, limit=self.context)
+
+    def answer(self, question: str, context: str, *, stride: int = 128) -> tasks.Answer:
+        """The span of the context that answers the question; a long context is read in windows that overlap by `stride` tokens."""
+        return tasks.answer(self.model, self._tokenizer(), question, context, limit=self.context, stride=stride)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes that this model scores."""
+        return getattr(self.spec, "labels", ())
+
 
 class _Silent:
     """Stands where there is no tokenizer: ids only."""
@@ -221,13 +259,18 @@ def load(
     """
     found = reader.describe(source, ignore)
     model = reader.load(found, dtype, device, progress)
-    return Model(model, found.family, found.form, found.spec, tokenizer_of(found), str(source), rules_of(found))
+    return Model(model, found.family, found.form, found.spec, tokenizer_of(found), str(source), rules_of(found), pooling_of(found))
 
 
 def rules_of(source: reader.Source) -> Rules:
     """What a checkpoint's configurations say about generation."""
     beside = source.path / "generation_config.json"
     return Rules.read(source.config, reader.read_json(beside) if source.path.is_dir() and beside.exists() else {})
+
+
+def pooling_of(source: reader.Source) -> Pooling | None:
+    """How a sentence encoder's folder says that states become a vector."""
+    return Pooling.of(source.path) if source.path.is_dir() else None
 
 
 def tokenizer_of(source: reader.Source) -> Tokenizer | None:
@@ -249,6 +292,8 @@ def save(m: Model, folder: str | Path) -> Path:
         m.tokenizer.save(folder)
         extra |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": (ends[0] if len(ends) == 1 else ends) or None, "pad_token_id": m.tokenizer.pad_id}
     written = write(m.model, m.family, form, m.spec, folder, extra)
+    if m.pooling is not None:
+        m.pooling.write(written, getattr(m.spec, "dim", 0))
     if m.rules.start is not None:
         with atomic(written / "generation_config.json") as out:
             out.write(reader.dumps(m.rules.write()).encode())

@@ -1,0 +1,1 @@
+"""Floor 4: transforms of a finished model."""
