@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from transept.core.shapes import Tensor
 Sizes = Callable[[Any], Sequence[int]]
 
 
+@runtime_checkable
 class Op(Protocol):
     """A move of bits and its inverse."""
 
