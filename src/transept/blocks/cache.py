@@ -221,8 +221,8 @@ class Cache:
         return [slot for slots in self.slots for slot in slots.values()]
 
 
-def chosen(x: Float[Tensor, "b ..."], rows: Int[Tensor, "c"]) -> Float[Tensor, "c ..."]:
-    """The rows of that order; a single row stands for all."""
+def chosen(x: Tensor, rows: Int[Tensor, "c"]) -> Tensor:
+    """The rows of x [b ...] in that order; a single row stands for all."""
     return x if x.shape[0] == 1 else x[rows]
 
 

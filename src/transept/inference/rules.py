@@ -47,8 +47,12 @@ class Rules(Spec):
 
     @staticmethod
     def read(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Rules:
-        """The rules in a checkpoint's two configurations, the second counting more. Errors: ConfigError where a field is not what it should be."""
-        both = {**{k: v for k, v in config.items() if v is not None}, **{k: v for k, v in generation.items() if v is not None}}
+        """The rules in a checkpoint's configuration, or, where there is one, in its generation configuration; ids of the start, the end and padding
+        that this lacks are taken from the other. Errors: ConfigError where a field is not what it should be."""
+        both = {k: v for k, v in (generation or config).items() if v is not None}
+        for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
+            if config.get(name) is not None:
+                both.setdefault(name, config[name])
         encoder = bool(config.get("is_encoder_decoder"))
         values = {
             "start": both.get("decoder_start_token_id", both.get("bos_token_id")) if encoder else None,

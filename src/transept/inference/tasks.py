@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ Pair = tuple[str, str]
 _NEXT = ("follows", "does not follow")
 
 
+@runtime_checkable
 class Texts(Protocol):
     """What the tasks need of a tokenizer."""
 
