@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from transept.core.shapes import Float, Tensor
-from transept.ops.masks import Bound
+from transept.ops.masks import Bound, PerHead, once
+from transept.ops.sparse import attend_plan, worth
 
 
 def attend(
@@ -20,19 +21,35 @@ def attend(
 ) -> Float[Tensor, "b h t f"]:
     """Attention of h query heads over k key/value heads (k divides h: MHA, GQA and MQA alike), fused.
 
-    A query that may attend to nothing gets zeros. Equal to `reference`.
+    A sparse mask is computed by its blocks where that pays. A query that may attend to nothing gets zeros. Equal to `reference`.
     """
+    if isinstance(mask.mask, PerHead):
+        return _by_head(q, k, v, mask, scale, bias)
     grouped = q.shape[1] != k.shape[1]
     if bias is None and mask.everything:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
     if bias is None and mask.triangle:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    plan = worth(mask) if bias is None else None
+    if plan is not None:
+        return attend_plan(q, k, v, plan, scale)
     allowed = mask.dense
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, enable_gqa=grouped)
     added = bias.to(q.dtype).masked_fill(~allowed, torch.finfo(q.dtype).min)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, enable_gqa=grouped)
     return y * allowed.any(-1, keepdim=True)
+
+
+def _by_head(q: Tensor, k: Tensor, v: Tensor, mask: Bound, scale: float, bias: Tensor | None) -> Tensor:
+    """Each head under a rule of its own."""
+    assert isinstance(mask.mask, PerHead)
+    group, out = q.shape[1] // k.shape[1], []
+    for h, rule in enumerate(mask.mask.masks):
+        own = once(mask.memo, h, lambda rule=rule: Bound(rule, mask.q, mask.k))
+        added = bias if bias is None or bias.shape[1] == 1 else bias[:, h : h + 1]
+        out.append(attend(q[:, h : h + 1], k[:, h // group, None], v[:, h // group, None], mask=own, scale=scale, bias=added))
+    return torch.cat(out, 1)
 
 
 def weights(

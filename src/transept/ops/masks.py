@@ -6,8 +6,9 @@ A mask is a rule over positions: may the query at position i attend to the key a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -55,8 +56,27 @@ class Box:
     s: int
 
 
+@dataclass(frozen=True)
+class Spans:
+    """The lowest and the highest position in each of m blocks of columns; a block without a token has low > high."""
+
+    low: Int[Tensor, "m"]
+    high: Int[Tensor, "m"]
+
+    @staticmethod
+    def of(index: Int[Tensor, "b t"], size: int) -> Spans:
+        """The spans of blocks of `size` columns, over all rows."""
+        short = -index.shape[1] % size
+        blocks = torch.nn.functional.pad(index, (0, short), value=PAD).view(len(index), -1, size)
+        low = blocks.masked_fill(blocks == PAD, _FAR).amin((0, 2))
+        return Spans(low, blocks.amax((0, 2)))
+
+
+_FAR = 1 << 40
+
+
 class Mask:
-    """Base of the rules. `allow` is the definition; `covers` may answer without computing it."""
+    """Base of the rules. `allow` is the definition; the other methods may answer without computing it."""
 
     def allow(self, q: Tensor, k: Tensor) -> Tensor:
         """True where the query position may attend to the key position; the two integer tensors broadcast."""
@@ -73,6 +93,30 @@ class Mask:
     def reach(self) -> int | None:
         """How many of the latest positions a query may look back on, itself counted; None for all."""
         return None
+
+    def blocks(self, q: Spans, k: Spans) -> Bool[Tensor, "m n"]:
+        """The blocks worth computing: never False where some query of block i may attend to some key of block j."""
+        return torch.ones(len(q.low), len(k.low), dtype=torch.bool, device=q.low.device)
+
+    def whole(self, q: Spans, k: Spans) -> Bool[Tensor, "m n"]:
+        """True only where every query of block i may attend to every key of block j."""
+        return torch.zeros(len(q.low), len(k.low), dtype=torch.bool, device=q.low.device)
+
+    def period(self) -> int:
+        """A shift of all positions that changes nothing; 0 where there is none."""
+        return 0
+
+    def grain(self) -> int:
+        """The size of the blocks that the rule is made of; 0 where it is made of positions."""
+        return 0
+
+    def parts(self) -> tuple[Mask, ...]:
+        """Rules whose union is this one, each of one shape: a band, columns, rows, a comb or a list of blocks."""
+        return (self,)
+
+    def atoms(self) -> tuple[Mask, ...]:
+        """Rules whose intersection is this one."""
+        return (self,)
 
     def __and__(self, other: Mask) -> Mask:
         return And(self, other)
@@ -91,6 +135,12 @@ class Full(Mask):
     def covers(self, box: Box) -> bool:
         return True
 
+    def whole(self, q: Spans, k: Spans) -> Tensor:
+        return self.blocks(q, k)
+
+    def period(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True)
 class Causal(Mask):
@@ -101,6 +151,15 @@ class Causal(Mask):
 
     def covers(self, box: Box) -> bool:
         return box.q0 >= box.k0 + box.s - 1
+
+    def blocks(self, q: Spans, k: Spans) -> Tensor:
+        return k.low <= q.high[:, None]
+
+    def whole(self, q: Spans, k: Spans) -> Tensor:
+        return k.high <= q.low[:, None]
+
+    def period(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
@@ -118,6 +177,57 @@ class Window(Mask):
     def reach(self) -> int | None:
         return self.size
 
+    def blocks(self, q: Spans, k: Spans) -> Tensor:
+        return torch.maximum(k.low - q.high[:, None], q.low[:, None] - k.high) < self.size
+
+    def whole(self, q: Spans, k: Spans) -> Tensor:
+        return torch.maximum(q.high[:, None] - k.low, k.high - q.low[:, None]) < self.size
+
+    def period(self) -> int:
+        return 1
+
+
+class Columns(Mask):
+    """Base of the rules by which some keys are seen by every query."""
+
+    def chosen(self, k: Tensor) -> Tensor:
+        """True at the positions of those keys."""
+        raise NotImplementedError
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.chosen(k).expand(torch.broadcast_shapes(q.shape, k.shape))
+
+
+class Rows(Mask):
+    """Base of the rules by which some queries see every key."""
+
+    def chosen(self, q: Tensor) -> Tensor:
+        """True at the positions of those queries."""
+        raise NotImplementedError
+
+    def allow(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.chosen(q).expand(torch.broadcast_shapes(q.shape, k.shape))
+
+
+@dataclass(frozen=True)
+class Seen(Columns):
+    """The named positions are seen by all."""
+
+    index: tuple[int, ...]
+
+    def chosen(self, k: Tensor) -> Tensor:
+        return torch.isin(k, torch.tensor(self.index, device=k.device))
+
+
+@dataclass(frozen=True)
+class Seers(Rows):
+    """The named positions see all."""
+
+    index: tuple[int, ...]
+
+    def chosen(self, q: Tensor) -> Tensor:
+        return torch.isin(q, torch.tensor(self.index, device=q.device))
+
 
 @dataclass(frozen=True)
 class Global(Mask):
@@ -128,6 +238,9 @@ class Global(Mask):
     def allow(self, q: Tensor, k: Tensor) -> Tensor:
         chosen = torch.tensor(self.index, device=q.device)
         return torch.isin(q, chosen) | torch.isin(k, chosen)
+
+    def parts(self) -> tuple[Mask, ...]:
+        return Seers(self.index), Seen(self.index)
 
 
 @dataclass(frozen=True)
@@ -154,6 +267,25 @@ class And(Mask):
         both = [r for r in (self.left.reach(), self.right.reach()) if r is not None]
         return min(both) if both else None
 
+    def blocks(self, q: Spans, k: Spans) -> Tensor:
+        return self.left.blocks(q, k) & self.right.blocks(q, k)
+
+    def whole(self, q: Spans, k: Spans) -> Tensor:
+        return self.left.whole(q, k) & self.right.whole(q, k)
+
+    def period(self) -> int:
+        return math.lcm(self.left.period(), self.right.period())
+
+    def grain(self) -> int:
+        return max(self.left.grain(), self.right.grain())
+
+    def parts(self) -> tuple[Mask, ...]:
+        left, right = self.left.parts(), self.right.parts()
+        return (self,) if len(left) == len(right) == 1 else tuple(And(a, b) for a in left for b in right)
+
+    def atoms(self) -> tuple[Mask, ...]:
+        return self.left.atoms() + self.right.atoms()
+
 
 @dataclass(frozen=True)
 class Or(Mask):
@@ -175,6 +307,28 @@ class Or(Mask):
         left, right = self.left.reach(), self.right.reach()
         return None if left is None or right is None else max(left, right)
 
+    def blocks(self, q: Spans, k: Spans) -> Tensor:
+        return self.left.blocks(q, k) | self.right.blocks(q, k)
+
+    def whole(self, q: Spans, k: Spans) -> Tensor:
+        return self.left.whole(q, k) | self.right.whole(q, k)
+
+    def period(self) -> int:
+        return math.lcm(self.left.period(), self.right.period())
+
+    def grain(self) -> int:
+        return max(self.left.grain(), self.right.grain())
+
+    def parts(self) -> tuple[Mask, ...]:
+        return self.left.parts() + self.right.parts()
+
+
+@dataclass(frozen=True)
+class PerHead(Mask):
+    """One rule for each head (Child et al. 2019, eq. 9): it can be laid over positions, but not combined."""
+
+    masks: tuple[Mask, ...]
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -183,6 +337,7 @@ class Bound:
     mask: Mask
     q: Positions
     k: Positions
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def rule(self) -> Mask:
@@ -203,10 +358,13 @@ class Bound:
         return square and self.rule == Causal()
 
     @cached_property
-    def dense(self) -> Bool[Tensor, "#b 1 t s"]:
-        """The dense boolean, True = may attend: the oracle of every faster way."""
+    def dense(self) -> Bool[Tensor, "#b #h t s"]:
+        """The dense boolean, True = may attend, one for all heads unless the mask differs by head: the oracle of every faster way."""
         q, k = self.q.index[:, :, None], self.k.index[:, None, :]
-        return (self.mask.allow(q, k) & (k != PAD) & (q != PAD))[:, None]
+        real = ((k != PAD) & (q != PAD))[:, None]
+        if isinstance(self.mask, PerHead):
+            return torch.stack([mask.allow(q, k) for mask in self.mask.masks], 1) & real
+        return self.mask.allow(q, k)[:, None] & real
 
 
 def once(memo: dict[Any, Any], key: Any, compute: Callable[[], Any]) -> Any:
