@@ -395,6 +395,8 @@ class Batch:
         table, memory_table = _ints(tables), _ints(memory_tables)
         count = sequences if sequences is not None else table.shape[0] if table is not None else int(seq.max(initial=-1)) + 1
         chosen, other_seq, other_pos = _ints(select), *((_ints(a) for a in other) if other else (None, None))
+        if chosen is not None and chosen.size and (chosen.min() < 0 or chosen.max() >= seq.size):
+            raise InputError(f"Selected rows {chosen.min()}..{chosen.max()} are not among the step's {seq.size} rows.")
         sets = ((seq, pos), (seq[chosen] if chosen is not None and chosen.size else None, pos[chosen] if chosen is not None and chosen.size else None),
                 (np.arange(count, dtype=np.int32), None), (other_seq, other_pos))  # fmt: skip
         sizes = (seq.size, 0 if chosen is None else chosen.size, count, 0 if other_seq is None else other_seq.size)

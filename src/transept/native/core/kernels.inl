@@ -7,8 +7,6 @@
 
 namespace transept::TRANSEPT_ISA {
 
-#define EACH for (int i = 0; i < VN; i++)
-
 // ---- blocks of quantised weights -------------------------------------------------------------------------------------------------
 
 template <int K> INLINE vb group(const uint8_t *body, int g) {
@@ -16,7 +14,7 @@ template <int K> INLINE vb group(const uint8_t *body, int g) {
     const uint8_t *planes = body + l.scales, *quants = planes + l.planes;
     if constexpr (l.bits == 8) return load_bytes(quants + 64 * g);
     vb w = load_bytes(quants + 64 * (g / 2));
-    for (int i = 0; i < VN; i++) w.v[i] = (g % 2 ? (nb)((nh)w.v[i] >> 4) : w.v[i]) & 15;
+    EACH w.v[i] = (g % 2 ? (nb)((nh)w.v[i] >> 4) : w.v[i]) & 15;
     if constexpr (l.bits == 5) {
         vb h = load_bytes(planes);
         EACH w.v[i] |= (nb)(g < 4 ? (nh)h.v[i] << (4 - g) : (nh)h.v[i] >> (g - 4)) & 0x10;
@@ -53,11 +51,9 @@ template <int K> INLINE const float *widen(const uint8_t *head, const uint8_t *b
         for (int half = 0; half < 2; half++) {
             vf s, b = zero();
             scales<K>(head, body, half, s, b);
-#pragma GCC unroll 4
-            for (int g = 4 * half; g < 4 * half + 4; g++) {
+            UNROLL for (int g = 4 * half; g < 4 * half + 4; g++) {
                 vb w = group<K>(body, g);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) {
+                UNROLL for (int j = 0; j < 4; j++) {
                     vi q;
                     EACH q.v[i] = ((ni)w.v[i] >> (8 * j)) & 255;
                     vf f = to_float(q);
@@ -88,15 +84,15 @@ template <int K> struct Walk { // steps through a panel block by block
 template <int R> INLINE void micro(const float *tile, int ldw, int n, const float *const *x, int at, float *acc, int lda) {
     vf a[R];
     const float *p[R];
-    for (int r = 0; r < R; r++) {
+    UNROLL for (int r = 0; r < R; r++) {
         a[r] = load(acc + r * lda);
         p[r] = x[r] + at;
     }
     for (int k = 0; k < n; k++) {
         vf w = load(tile + k * ldw);
-        for (int r = 0; r < R; r++) a[r] = fma(set1(p[r][k]), w, a[r]);
+        UNROLL for (int r = 0; r < R; r++) a[r] = fma(set1(p[r][k]), w, a[r]);
     }
-    for (int r = 0; r < R; r++) store(acc + r * lda, a[r]);
+    UNROLL for (int r = 0; r < R; r++) store(acc + r * lda, a[r]);
 }
 
 INLINE void rows(const float *tile, int ldw, int n, const float *const *x, int at, int t, float *acc, int lda) {
@@ -124,23 +120,31 @@ template <int K> static void panel_float_of(const uint8_t *panel, int k, const f
 
 // ---- int8 rows against a block ---------------------------------------------------------------------------------------------------
 
+// Keeps the compiler from computing all products first and spilling them.
+#define HOLD(v) __asm__ volatile("" : "+x"(v))
+
 // Sums of quants times int8 activations of groups [from, from + 4) or all eight; `get(g)` yields a group's 64 bytes.
 template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, int b, int from, int to, vi *out) {
 #if defined(__AVX2__)
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi16(255);
     if constexpr (BITS == 8) { // bytes widened to 16 bits in place: elements 0, 2 and 1, 3 of each four
-        for (int r = 0; r < R; r++) out[r] = zero_int();
-#pragma GCC unroll 8
-        for (int g = from; g < to; g++) {
+        UNROLL for (int r = 0; r < R; r++) out[r] = zero_int();
+        UNROLL for (int g = from; g < to; g++) {
             vb w = get(g);
-            for (int i = 0; i < 2; i++) {
-                __m256i even = _mm256_and_si256((__m256i)w.v[i], low), odd = _mm256_srli_epi16((__m256i)w.v[i], 8);
-                for (int r = 0; r < R; r++) {
-                    int32_t e, o;
-                    std::memcpy(&e, x[r].wide + KB * b + 4 * g, 4);
-                    std::memcpy(&o, x[r].wide + KB * b + 4 * g + 2, 4);
-                    __m256i s = _mm256_add_epi32(_mm256_madd_epi16(even, _mm256_set1_epi32(e)), _mm256_madd_epi16(odd, _mm256_set1_epi32(o)));
+            __m256i even[2], odd[2];
+            UNROLL for (int i = 0; i < 2; i++) {
+                even[i] = _mm256_and_si256((__m256i)w.v[i], low);
+                odd[i] = _mm256_srli_epi16((__m256i)w.v[i], 8);
+            }
+            UNROLL for (int r = 0; r < R; r++) {
+                int32_t e, o;
+                std::memcpy(&e, x[r].wide + KB * b + 4 * g, 4);
+                std::memcpy(&o, x[r].wide + KB * b + 4 * g + 2, 4);
+                __m256i xe = _mm256_set1_epi32(e), xo = _mm256_set1_epi32(o);
+                UNROLL for (int i = 0; i < 2; i++) {
+                    __m256i s = _mm256_add_epi32(_mm256_madd_epi16(even[i], xe), _mm256_madd_epi16(odd[i], xo));
                     out[r].v[i] = (ni)_mm256_add_epi32((__m256i)out[r].v[i], s);
+                    HOLD(out[r].v[i]);
                 }
             }
         }
@@ -149,18 +153,17 @@ template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, i
     // Products of quant pairs stay in 16 bits as long as they cannot overflow: 8, 4, 2 groups for 4, 5, 6 bits.
     constexpr int run = BITS == 4 ? 8 : BITS == 5 ? 4 : 2;
     __m256i sum[R][2];
-    for (int r = 0; r < R; r++) out[r] = zero_int();
-#pragma GCC unroll 8
-    for (int g = from; g < to; g++) {
+    UNROLL for (int r = 0; r < R; r++) out[r] = zero_int();
+    UNROLL for (int g = from; g < to; g++) {
         vb w = get(g);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
+        UNROLL for (int r = 0; r < R; r++) {
             int32_t four;
             std::memcpy(&four, x[r].q + KB * b + 4 * g, 4);
             __m256i v = _mm256_set1_epi32(four);
-            for (int i = 0; i < 2; i++) {
+            UNROLL for (int i = 0; i < 2; i++) {
                 __m256i p = _mm256_maddubs_epi16((__m256i)w.v[i], v);
                 sum[r][i] = g % run == 0 ? p : _mm256_add_epi16(sum[r][i], p);
+                HOLD(sum[r][i]);
                 if (g % run != run - 1 && g != to - 1) continue;
                 __m256i s = _mm256_madd_epi16(sum[r][i], ones);
                 out[r].v[i] = (ni)_mm256_add_epi32((__m256i)out[r].v[i], s);
@@ -168,10 +171,10 @@ template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, i
         }
     }
 #else
-    for (int r = 0; r < R; r++) out[r] = zero_int();
+    UNROLL for (int r = 0; r < R; r++) out[r] = zero_int();
     for (int g = from; g < to; g++) {
         vb w = get(g);
-        for (int r = 0; r < R; r++)
+        UNROLL for (int r = 0; r < R; r++)
             for (int i = 0; i < VN; i++) {
                 const int8_t *q = x[r].q + KB * b + 4 * g;
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -193,43 +196,39 @@ constexpr int offset(int kind) { return kind == Q8_0 ? 0 : layout(kind).zero; }
 constexpr int offset(int kind) { return layout(kind).zero; }
 #endif
 
-template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t *head, const uint8_t *body, const QRow *x, int b, vf *a) {
+// The running sums stay in memory: sixteen registers do not hold them beside the integer sums of four rows.
+template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t *head, const uint8_t *body, const QRow *x, int b, float *sums) {
     constexpr Layout l = layout(K);
     constexpr int halves = K == Q6_K ? 2 : 1;
-    for (int half = 0; half < halves; half++) {
+    UNROLL for (int half = 0; half < halves; half++) {
         vf s, m;
         vi d[R];
         scales<K>(head, body, half, s, m);
         dots<l.bits, R>(get, x, b, half * 4, half * 4 + 8 / halves, d);
-        for (int r = 0; r < R; r++) {
+        UNROLL for (int r = 0; r < R; r++) {
             int32_t sum = K == Q6_K ? x[r].sum[2 * b + half] : x[r].sum[2 * b] + x[r].sum[2 * b + 1];
             if constexpr (l.zero >= 0) EACH d[r].v[i] -= splat_int(offset(K) * sum);
-            vf scale = set1(x[r].scale[b]);
-            a[r] = fma(s * scale, to_float(d[r]), a[r]);
-            if constexpr (l.zero < 0) a[r] = fma(m, set1(x[r].scale[b] * (float)sum), a[r]);
+            vf a = fma(s * set1(x[r].scale[b]), to_float(d[r]), load(sums + NR * r));
+            if constexpr (l.zero < 0) a = fma(m, set1(x[r].scale[b] * (float)sum), a);
+            store(sums + NR * r, a);
         }
     }
 }
 
 template <int K, int R> static void few(const uint8_t *panel, int nb, const QRow *x, float *sums) {
-    vf a[R];
-    for (int r = 0; r < R; r++) a[r] = zero();
+    UNROLL for (int r = 0; r < R; r++) store(sums + NR * r, zero());
     Walk<K> w(panel);
     for (int b = 0; b < nb; b++, w.next()) {
         __builtin_prefetch(w.body + 2048);
         __builtin_prefetch(w.body + 2048 + 64);
         __builtin_prefetch(w.body + 2048 + 128);
         __builtin_prefetch(w.body + 2048 + 192);
-        add_block<K, R>([&](int g) { return group<K>(w.body, g); }, w.head, w.body, x, b, a);
+        add_block<K, R>([&](int g) { return group<K>(w.body, g); }, w.head, w.body, x, b, sums);
     }
-    for (int r = 0; r < R; r++) store(sums + NR * r, a[r]);
 }
 
 template <int K, int R> INLINE void from_tile(const uint8_t *tile, const Walk<K> &w, const QRow *x, int b, float *sums) {
-    vf a[R];
-    for (int r = 0; r < R; r++) a[r] = load(sums + NR * r);
-    add_block<K, R>([&](int g) { return load_bytes(tile + 64 * g); }, w.head, w.body, x, b, a);
-    for (int r = 0; r < R; r++) store(sums + NR * r, a[r]);
+    add_block<K, R>([&](int g) { return load_bytes(tile + 64 * g); }, w.head, w.body, x, b, sums);
 }
 
 template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRow *x, int t, float *sums) {
@@ -245,10 +244,8 @@ template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRo
     alignas(64) uint8_t tile[KB * NR];
     Walk<K> w(panel);
     for (int b = 0; b < nb; b++, w.next()) {
-#pragma GCC unroll 8
-        for (int g = 0; g < 8; g++) {
-            vb q = group<K>(w.body, g);
-            std::memcpy(tile + 64 * g, &q, 64);
+        UNROLL for (int g = 0; g < 8; g++) {
+            store_bytes(tile + 64 * g, group<K>(w.body, g));
         }
         int r = 0;
         for (; r + 4 <= t; r += 4) from_tile<K, 4>(tile, w, x + r, b, sums + NR * r);
@@ -595,8 +592,6 @@ static void store_token(const Cache &c, int page, int slot, int kv_head, const f
     write(c, p + (int64_t)slot * c.element(), k, c.head, PAGE, scale);
     write(c, p + c.key_bytes() + (int64_t)slot * c.width() * c.element(), v, c.vhead, 1, scale + PAGE);
 }
-#undef EACH
-
 } // namespace transept::TRANSEPT_ISA
 
 namespace transept {

@@ -49,10 +49,15 @@ INLINE nf fma1(nf a, nf b, nf c) {
 #endif
 }
 
-#define EACH for (int i = 0; i < VN; i++)
-INLINE vf load(const float *p) { vf r; std::memcpy(&r, p, sizeof r); return r; }
-INLINE vb load_bytes(const uint8_t *p) { vb r; std::memcpy(&r, p, sizeof r); return r; }
-INLINE void store(float *p, vf a) { std::memcpy(p, &a, sizeof a); }
+// Every loop over a fixed few must vanish, else its vectors live in memory.
+#define UNROLL _Pragma("GCC unroll 8")
+#define EACH UNROLL for (int i = 0; i < VN; i++)
+typedef float nfu __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
+typedef uint8_t nbu __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
+INLINE vf load(const float *p) { vf r; EACH r.v[i] = *(const nfu *)(p + LANES * i); return r; }
+INLINE vb load_bytes(const uint8_t *p) { vb r; EACH r.v[i] = *(const nbu *)(p + 4 * LANES * i); return r; }
+INLINE void store(float *p, vf a) { EACH *(nfu *)(p + LANES * i) = a.v[i]; }
+INLINE void store_bytes(uint8_t *p, vb a) { EACH *(nbu *)(p + 4 * LANES * i) = a.v[i]; }
 INLINE vf set1(float s) { vf r; EACH r.v[i] = splat(s); return r; }
 INLINE vf zero() { vf r; EACH r.v[i] = (nf){}; return r; }
 INLINE vi zero_int() { vi r; EACH r.v[i] = (ni){}; return r; }
@@ -180,5 +185,4 @@ INLINE vf exp(vf x) {
     }
     return below(x, p * power, -87.3f, 0.f);
 }
-#undef EACH
 } // namespace transept::TRANSEPT_ISA
