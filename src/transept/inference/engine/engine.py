@@ -1,0 +1,345 @@
+"""The engine: takes in requests at any time, moves all of them on by one step, and keeps the fault of one from the others (rows 82c-82e)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from transept.core.errors import InputError, NumericsError, TranseptError
+from transept.core.shapes import Float, Tensor
+from transept.inference.engine.grammar import Grammar
+from transept.inference.engine.runner import Row, Runner, TorchRunner
+from transept.inference.engine.scheduler import Limits, Scheduler, Task, Work
+from transept.inference.engine.speculate import Drafter, Lookup
+from transept.inference.generation import Detokenizer, Generation, StopScanner, Usage, check_length
+from transept.inference.sampling import Sampling, choose
+
+Processor = Callable[[Sequence[int], Float[Tensor, "v"]], Float[Tensor, "v"]]
+"""(all tokens so far, logits) -> logits."""
+
+Top = tuple[tuple[int, float], ...]
+"""The most probable tokens of one place with their log-probabilities."""
+
+
+class RequestError(TranseptError):
+    """Something went wrong inside one request; the others were not touched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request: ids in, `n` continuations out.
+
+    `ends` are the ids that end an answer, `stop` the strings; `top` says how many alternatives with their log-probabilities are wanted per token;
+    `grammar` makes a fresh grammar for each continuation; `processors` may change the logits. Continuation i is drawn with the seed + i.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    ends: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    n: int = 1
+    top: int = 0
+    priority: int = 0
+    tenant: str = ""
+    grammar: Callable[[], Grammar] | None = None
+    processors: Sequence[Processor] = ()
+    speculate: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of continuation `index`: text that became certain, with its tokens; the last one carries the whole Generation, or the error."""
+
+    index: int
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top: tuple[Top, ...] = ()
+    final: Generation | None = None
+    error: TranseptError | None = None
+
+    @property
+    def over(self) -> bool:
+        """True if nothing follows."""
+        return self.final is not None or self.error is not None
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A request in the engine: one id per continuation."""
+
+    ids: tuple[int, ...]
+
+
+class Choice:
+    """One continuation on its way: draws its tokens from their logits and makes text of them."""
+
+    def __init__(self, ask: Ask, index: int, room: int, detokenizer: Detokenizer | None, sink: Callable[[Event], None]):
+        self.ask, self.index, self.room, self.sink = ask, index, room, sink
+        seed = ask.sampling.seed
+        self.sampling = ask.sampling if seed is None or not index else ask.sampling.replace(seed=(seed + index) % 2**63)
+        self.generator = self.sampling.generator()
+        self.detokenizer, self.scanner = detokenizer, StopScanner(ask.stop)
+        self.grammar = None if ask.grammar is None else ask.grammar()
+        self.tokens = [int(i) for i in ask.prompt]
+        self.drafter: Drafter | None = None
+        self.reason = ""
+        self.out = Generation("", [], "length", Usage(len(self.tokens)))
+        self.waiting: list[tuple[int, float, Top]] = []
+        self.begin, self.first = time.perf_counter(), 0.0
+
+    def emit(self, logits: Float[Tensor, "v"]) -> int:
+        """The next token, chosen as the plain loop chooses it, under the processors and the grammar."""
+        raw = scores = logits.float().cpu()
+        for process in self.ask.processors:
+            scores = process(self.tokens, scores)
+        if self.grammar is not None:
+            scores = scores.masked_fill(~self.grammar.mask(len(scores)), float("-inf"))
+        if scores is not raw and torch.isnan(raw).any():
+            raise NumericsError("the model's logits hold NaN: its weights or its input are damaged")
+        seen = torch.tensor(self.tokens if self.sampling.repetition_penalty != 1.0 else [], dtype=torch.long)
+        token, logprob = choose(scores, seen, self.sampling, self.generator)
+        if scores is not raw:
+            logprob = float(raw[token] - raw.logsumexp(-1))
+        if self.grammar is not None and token not in self.ask.ends:
+            self.grammar.advance(token)
+        self._note(token, logprob, raw)
+        return token
+
+    def _note(self, token: int, logprob: float, raw: Float[Tensor, "v"]) -> None:
+        top: Top = ()
+        if self.ask.top:
+            best = (raw - raw.logsumexp(-1)).topk(min(self.ask.top, len(raw)))
+            top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        now, usage = time.perf_counter(), self.out.usage
+        if not usage.completion_tokens:
+            self.first, usage.prefill_seconds = now, now - self.begin
+        usage.completion_tokens += 1
+        usage.decode_seconds = now - self.first
+        self.tokens.append(token)
+        self.out.ids.append(token)
+        self.out.logprobs.append(logprob)
+        self.waiting.append((token, logprob, top))
+        self._read(token)
+
+    def _read(self, token: int) -> None:
+        if token in self.ask.ends:
+            self.reason = "stop"
+            return
+        text, met = self.scanner.feed(self.detokenizer.push(token) if self.detokenizer is not None else "")
+        self.text += text
+        if met:
+            self.reason = "met"
+        elif self.grammar is not None and self.grammar.done:
+            self.reason = "stop"
+        elif len(self.out.ids) >= self.room:
+            self.reason = "length"
+
+    text = ""
+
+    def tell(self) -> None:
+        """Hands on what became certain, and the end of it."""
+        if self.reason in ("stop", "length"):
+            text, met = self.scanner.feed(self.detokenizer.finish() if self.detokenizer is not None else "")
+            self.text += text if met else text + self.scanner.end()
+        if not (self.text or self.reason or self.detokenizer is None):
+            return
+        ids, logprobs, top = zip(*self.waiting, strict=True) if self.waiting else ((), (), ())
+        self.out.text += self.text
+        self.out.finish_reason = {"met": "stop"}.get(self.reason, self.reason or "length")
+        event = Event(self.index, self.text, ids, logprobs, top, self.out if self.reason else None)
+        self.text, self.waiting = "", []
+        self.sink(event)
+
+
+class Engine:
+    """Continuous batching over a paged cache; one thread at a time may call it (`AsyncEngine` is for many).
+
+    `model` is a decoder of the house, or any Runner; `context` the longest sequence; `tokenizer` gives `stream()` for text, without one there are ids
+    only; `drafter` makes what guesses for a request, None switches guessing off. With `deterministic` a request's bits do not depend on the others.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | Runner,
+        *,
+        context: int | None = None,
+        limits: Limits | None = None,
+        deterministic: bool = True,
+        tokenizer: Callable[[], Detokenizer] | None = None,
+        drafter: Callable[[], Drafter] | None = Lookup,
+    ):
+        self.limits = (limits or Limits()).check()
+        self.context, self.tokenizer, self.drafter = context, tokenizer, drafter
+        if isinstance(model, torch.nn.Module):
+            model = TorchRunner(model, pages=self.limits.pages, page=self.limits.page, context=context, deterministic=deterministic)
+        self.runner: Runner = model
+        self.scheduler = Scheduler(self.limits)
+        self.choices: dict[int, Choice] = {}
+        self.next = 0
+        self.counts = {"steps": 0, "computed_tokens": 0, "generated_tokens": 0, "guessed_tokens": 0, "confirmed_tokens": 0, "failed_requests": 0}
+
+    def room(self, ask: Ask) -> int:
+        """How many new tokens the request may get; refuses one that cannot be served, whatever else runs. Safe in any thread."""
+        check_length(len(ask.prompt), self.context)
+        ask.sampling.check()
+        for name, value, least in (("max_tokens", ask.max_tokens, 0), ("n", ask.n, 1), ("top", ask.top, 0)):
+            if value < least:
+                raise InputError(f"{name} should be {least} or more, found {value}")
+        room = ask.max_tokens if self.context is None else min(ask.max_tokens, self.context - len(ask.prompt))
+        held = self.limits.pages * self.limits.page
+        if len(ask.prompt) + room > held:
+            raise InputError(f"the request may reach {len(ask.prompt) + room} tokens, but the engine's cache holds {held}")
+        return room
+
+    def add(self, ask: Ask, sink: Callable[[Event], None] | None = None) -> Handle:
+        """Takes in a request; `sink` is called with each Event in the thread of `step`. Errors: InputError."""
+        room, sink = self.room(ask), sink or (lambda event: None)
+        made = [Choice(ask, i, room, None if self.tokenizer is None else self.tokenizer(), sink) for i in range(ask.n)]
+        ids = tuple(range(self.next, self.next + ask.n))
+        self.next += ask.n
+        for id, choice in zip(ids, made, strict=True):
+            if room == 0:
+                choice.reason = "length"
+                self._told(id, choice)
+                continue
+            if self.drafter is not None and ask.speculate:
+                choice.drafter = self.drafter()
+                choice.drafter.push(choice.tokens)
+            self.choices[id] = choice
+            most = len(choice.tokens) + room
+            # The others start when the first has computed the prompt, and share its pages.
+            self.scheduler.add(Task(id=id, tokens=list(choice.tokens), most=most, priority=ask.priority, tenant=ask.tenant,
+                                    after=None if id == ids[0] else ids[0]))
+        return Handle(ids)
+
+    def cancel(self, handle: Handle | int) -> None:
+        """Ends a request or one continuation, at once and without an Event; what is over already is ignored."""
+        for id in (handle,) if isinstance(handle, int) else handle.ids:
+            self.choices.pop(id, None)
+            self.scheduler.release(id)
+
+    @property
+    def busy(self) -> bool:
+        """True while a request is not over."""
+        return bool(self.choices)
+
+    def step(self) -> bool:
+        """Moves every request on as far as the limits allow; False where there was nothing to do."""
+        for id, choice in list(self.choices.items()):
+            self._guess(id, choice)
+        plan = self.scheduler.schedule()
+        if not plan:
+            return False
+        self.counts["steps"] += 1
+        self.counts["computed_tokens"] += sum(len(work.tokens) for work in plan)
+        self.runner.prepare([pair for work in plan for pair in work.copies], [page for work in plan for page in work.fresh])
+        for work, logits in self._compute(plan):
+            if isinstance(logits, TranseptError):
+                self._fail(work.id, logits)
+            else:
+                self._take(work, logits)
+        return True
+
+    def run(self, asks: Iterable[Ask]) -> list[list[Generation | TranseptError]]:
+        """The results of some requests, each with its continuations, when all are over."""
+        asks, results = list(asks), {}
+
+        def sink(i: int) -> Callable[[Event], None]:
+            return lambda event: results.update({(i, event.index): event.final or event.error}) if event.over else None
+
+        for i, ask in enumerate(asks):
+            self.add(ask, sink(i))
+        while self.busy:
+            self.step()
+        return [[results[i, j] for j in range(ask.n)] for i, ask in enumerate(asks)]
+
+    def abort(self, error: TranseptError) -> None:
+        """Ends every request with this error, and forgets all pages."""
+        choices, self.choices, self.scheduler = self.choices, {}, Scheduler(self.limits)
+        for id, choice in choices.items():
+            self._report(id, choice, error)
+
+    # --- inside a step ---
+
+    def _guess(self, id: int, choice: Choice) -> None:
+        task = self.scheduler.tasks[id]
+        if choice.drafter is not None and task.running and task.lacking == 1:
+            try:
+                task.draft = tuple(choice.drafter.propose())
+            except Exception as error:
+                self._fail(id, _typed(error, "its drafter"))
+
+    def _compute(self, plan: list[Work]) -> Iterator[tuple[Work, Tensor | TranseptError]]:
+        """The logits of each work; where the step fails it is halved until only the culprit is left."""
+        rows = [Row(work.tokens, work.start, work.pages, work.guessed + 1 if work.last else 0) for work in plan]
+        try:
+            parts = self.runner.step(rows).split([row.logits for row in rows]) if any(row.logits for row in rows) else self._silent(rows)
+        except Exception as error:
+            if len(plan) == 1:
+                yield plan[0], _typed(error, "its forward pass")
+                return
+            half = len(plan) // 2
+            yield from self._compute(plan[:half])
+            yield from self._compute(plan[half:])
+            return
+        yield from zip(plan, parts, strict=True)
+
+    def _silent(self, rows: list[Row]) -> list[Tensor]:
+        self.runner.step(rows)
+        return [torch.empty(0, 0)] * len(rows)
+
+    def _take(self, work: Work, logits: Float[Tensor, "n v"]) -> None:
+        choice = self.choices.get(work.id)
+        if choice is None:
+            return
+        new: list[int] = []
+        try:
+            for i, row in enumerate(logits):
+                new.append(choice.emit(row))
+                if choice.reason or i == work.guessed or work.tokens[len(work.tokens) - work.guessed + i] != new[-1]:
+                    break
+            if choice.drafter is not None:
+                choice.drafter.push(new)
+                if work.guessed:
+                    choice.drafter.judged(work.guessed, len(new) - 1)
+        except Exception as error:
+            self._fail(work.id, _typed(error, "choosing its token"))
+            return
+        self.counts["generated_tokens"] += len(new)
+        self.counts["guessed_tokens"] += work.guessed
+        self.counts["confirmed_tokens"] += max(0, len(new) - 1)
+        self.scheduler.advance(work, new)
+        if new:
+            self._told(work.id, choice)
+
+    def _told(self, id: int, choice: Choice) -> None:
+        try:
+            choice.tell()
+        except Exception as error:
+            self._fail(id, _typed(error, "handing on its text"))
+            return
+        if choice.reason:
+            self.cancel(id)
+
+    def _fail(self, id: int, error: TranseptError) -> None:
+        choice = self.choices.pop(id, None)
+        self.scheduler.release(id, keep=False)
+        if choice is not None:
+            self._report(id, choice, error)
+
+    def _report(self, id: int, choice: Choice, error: TranseptError) -> None:
+        self.counts["failed_requests"] += 1
+        try:
+            choice.sink(Event(choice.index, error=error))
+        except Exception:
+            # Its reader is gone: there is nobody left to tell.
+            self.choices.pop(id, None)
+
+
+def _typed(error: Exception, where: str) -> TranseptError:
+    return error if isinstance(error, TranseptError) else RequestError(f"the request failed in {where}: {type(error).__name__}: {str(error)[:300]}")
