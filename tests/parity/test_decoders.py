@@ -278,7 +278,7 @@ def test_two_heads_score_tokens_and_choices(name: str, tmp_path: Path) -> None:
     again = m.reloaded(tmp_path)
     same_weights(again, m.theirs)
     with torch.no_grad():
-        near(again(ids.view(2, 3, 25)).mc_logits, theirs.mc_logits, 1e-6)
+        near(again(ids.view(2, 3, 25), mc_token_ids=column.view(2, 3)).mc_logits, theirs.mc_logits, 1e-6)
     labels = torch.tensor([2, 1])
 
     def loss(logits: Tensor, choice: Tensor) -> Tensor:
