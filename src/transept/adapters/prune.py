@@ -33,7 +33,9 @@ def importance(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> dict
     The model's own gradients are left as they are.
     """
     layers = attentions(model)
-    gates = {name: torch.ones(_count(m), requires_grad=True, dtype=m.out.weight.dtype, device=m.out.weight.device) for name, m in layers.items()}
+    gates = {
+        name: torch.ones(_count(m), requires_grad=True, dtype=m.out.weight.dtype, device=m.out.weight.device) for name, m in layers.items()
+    }
     total = {name: torch.zeros_like(gate) for name, gate in gates.items()}
     listener, count = _Gates(model, gates), 0
     for loss in losses:
@@ -48,7 +50,7 @@ def importance(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> dict
 
 
 def weakest(scores: Mapping[str, Tensor], count: int) -> dict[str, list[int]]:
-    """The `count` heads of least importance, their scores brought to length one in each layer (section 4.3); every layer keeps its best head."""
+    """The `count` heads of least importance, scores brought to length one in each layer (section 4.3); every layer keeps its best."""
     shares = {name: score / score.norm().clamp(min=1e-12) for name, score in scores.items()}
     flat = sorted((float(s), name, i) for name, share in shares.items() for i, s in enumerate(share) if i != int(share.argmax()))
     if count > len(flat):
@@ -73,8 +75,8 @@ def masked(model: nn.Module, heads: Heads) -> Iterator[None]:
 def prune(model: nn.Module, heads: Heads) -> nn.Module:
     """A copy of the model without the named heads: smaller matrices, and what the masked model computes.
 
-    Where the heads that stay no longer share keys and values evenly, each gets its own. Raises InputError where a layer would keep no head, or
-    where a table of positions gives each head its own numbers.
+    Where the heads that stay no longer share keys and values evenly, each gets its own. Raises InputError where a layer would keep
+    none, or where a table of positions gives each head its own numbers.
     """
     pruned = copy.deepcopy(model)
     for name, module in _checked(pruned, heads).items():

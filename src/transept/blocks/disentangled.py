@@ -1,4 +1,7 @@
-"""Disentangled attention: content and relative position meet in separate products (He et al. 2020, arXiv 2006.03654; 2021, 2111.09543; row 68)."""
+"""Disentangled attention: content and relative position meet in separate products (row 68).
+
+He et al. 2020, arXiv 2006.03654, and 2021, arXiv 2111.09543.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ from transept.ops.masks import PAD, Full
 class RelativeSpec(Spec):
     """`span` distances on either side have their own vector; with `buckets` the far ones share them in logarithmic steps up to `limit`.
 
-    `c2p` and `p2c` are the two products of eq. 4; `shared` projects positions with the content's own matrices (v2), `biased` says that the key
-    projections carry a bias (v2), `normed` that the table is normed (v2).
+    `c2p` and `p2c` are the two products of eq. 4; `shared` projects positions with the content's own matrices (v2), `biased` says that
+    the key projections carry a bias (v2), `normed` that the table is normed (v2).
     """
 
     span: int
@@ -83,9 +86,10 @@ class DisentangledAttention(nn.Module):
         self.k = nn.Linear(dim, dim, bias=spec.biased)
         self.v = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
-        if not spec.shared:
-            self.k_position = nn.Linear(dim, dim, bias=spec.biased) if spec.c2p else None
-            self.q_position = nn.Linear(dim, dim) if spec.p2c else None
+        if spec.c2p and not spec.shared:
+            self.k_position = nn.Linear(dim, dim, bias=spec.biased)
+        if spec.p2c and not spec.shared:
+            self.q_position = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b t d"], ctx: Context) -> Float[Tensor, "b t d"]:
         q, k, v = (split(project(x), self.heads) for project in (self.q, self.k, self.v))

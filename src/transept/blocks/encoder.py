@@ -68,7 +68,9 @@ class EncoderEmbedding(nn.Module):
         self.tokens, self.segments, self.position, self.norm, self.project = tokens, segments, position, norm, project
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Int[Tensor, "b t"], segments: Int[Tensor, "b t"] | None, positions: Int[Tensor, "#b t"]) -> Float[Tensor, "b t d"]:
+    def forward(
+        self, ids: Int[Tensor, "b t"], segments: Int[Tensor, "b t"] | None, positions: Int[Tensor, "#b t"]
+    ) -> Float[Tensor, "b t d"]:
         """The first states; without `segments` every token belongs to segment 0. A model without segments refuses a second one."""
         x = self.tokens(ids)
         if segments is not None and segments.shape != ids.shape:
@@ -86,7 +88,9 @@ class EncoderEmbedding(nn.Module):
 class MaskedEmbedding(EncoderEmbedding):
     """The same, with zeros where there is no token (He et al. 2020, as published)."""
 
-    def forward(self, ids: Int[Tensor, "b t"], segments: Int[Tensor, "b t"] | None, positions: Int[Tensor, "#b t"]) -> Float[Tensor, "b t d"]:
+    def forward(
+        self, ids: Int[Tensor, "b t"], segments: Int[Tensor, "b t"] | None, positions: Int[Tensor, "#b t"]
+    ) -> Float[Tensor, "b t d"]:
         x = super().forward(ids, segments, positions)
         return x * (positions != PAD)[..., None]
 
@@ -100,7 +104,7 @@ class SharedStack(Stack):
 
     def forward(self, x: Float[Tensor, "b t d"], ctx: Context, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
         for group in self.order:
-            for layer in self.layers[group]:
+            for layer in self.layers[group].children():
                 x = layer(x, ctx)
         return tap(self, "hidden", self.norm(x))
 

@@ -30,7 +30,7 @@ class Summary(Enum):
 
 @dataclass(frozen=True)
 class Pooling:
-    """One vector for each row of states; `normalised` to length one; `limit` is the longest text in tokens that the encoder was trained for."""
+    """One vector for each row of states; `normalised` to length one; `limit` is the longest text in tokens it was trained for."""
 
     summary: Summary = Summary.MEAN
     normalised: bool = False
@@ -59,7 +59,11 @@ class Pooling:
         parts = {str(part.get("type")).rpartition(".")[2]: folder / str(part.get("path")) for part in _read(folder / "modules.json", list)}
         unknown = sorted(set(parts) - {"Transformer", "Pooling", "Normalize"})
         if unknown or "Pooling" not in parts or folder.resolve() not in parts["Pooling"].resolve().parents:
-            found = f"the part {unknown[0]!r}{nearest(unknown[0], ('Pooling', 'Normalize'))}" if unknown else "no part Pooling inside the folder"
+            found = (
+                f"the part {unknown[0]!r}{nearest(unknown[0], ('Pooling', 'Normalize'))}"
+                if unknown
+                else "no part Pooling inside the folder"
+            )
             raise ConfigError(f"{folder / 'modules.json'} names {found}; Transformer, Pooling and Normalize were expected")
         chosen = _read(parts["Pooling"] / "config.json", dict)
         known = {summary.value: summary for summary in Summary}
@@ -76,7 +80,11 @@ class Pooling:
         modules = [{"idx": i, "name": str(i), "path": path, "type": f"{_PREFIX}{kind}"} for i, (path, kind) in enumerate(kinds)]
         (folder / "1_Pooling").mkdir(exist_ok=True)
         pooling = {"word_embedding_dimension": dim, **{summary.value: summary is self.summary for summary in Summary}}
-        files = {"modules.json": modules, "1_Pooling/config.json": pooling, "sentence_bert_config.json": {"max_seq_length": self.limit, "do_lower_case": False}}
+        files = {
+            "modules.json": modules,
+            "1_Pooling/config.json": pooling,
+            "sentence_bert_config.json": {"max_seq_length": self.limit, "do_lower_case": False},
+        }
         for name, content in files.items():
             with atomic(folder / name) as out:
                 out.write((json.dumps(content, indent=2) + "\n").encode())

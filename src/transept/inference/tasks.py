@@ -1,4 +1,4 @@
-"""What a trained model is asked for: sentence vectors, missing words, classes of texts and of words, answers inside a passage (rows 53, 58-61)."""
+"""What a trained model is asked for (rows 53, 58-61): text vectors, missing words, classes of texts and words, answers in a passage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from transept.blocks.encoder import Encoder, MaskedHead, NextHead, PretrainHead, ReplacedHead, RowHead, SpanHead, TokenHead
+from transept.blocks.encoder import Encoder, MaskedHead, NextHead, PretrainHead, RowHead, SpanHead, TokenHead
 from transept.core.errors import InputError, TokenizerError
 from transept.core.shapes import Bool, Float, Int, Tensor
 from transept.inference.pooling import Pooling
@@ -94,13 +94,20 @@ class Row:
 
 
 def embed(
-    model: nn.Module, tokenizer: Texts, texts: Sequence[str], pooling: Pooling, *, limit: int | None, truncate: bool = False, batch: int = 32,
+    model: nn.Module,
+    tokenizer: Texts,
+    texts: Sequence[str],
+    pooling: Pooling,
+    *,
+    limit: int | None,
+    truncate: bool = False,
+    batch: int = 32,
     progress: Progress | None = None,
 ) -> Float[Tensor, "n d"]:
     """A vector for each text, in the order given; `limit` is the longest input in tokens.
 
-    Texts go through in batches of like length. Raises InputError for an empty text, and for one that is too long unless `truncate` is set, which
-    warns of what it cut.
+    Texts go through in batches of like length. Raises InputError for an empty text, and for one that is too long unless `truncate` is set,
+    which warns of what it cut.
     """
     rows = [_encode(tokenizer, text, i) for i, text in enumerate(texts)]
     rows = _within(rows, limit, truncate, len(tokenizer.after))
@@ -138,7 +145,14 @@ def fill_mask(model: nn.Module, tokenizer: Texts, text: str, *, top: int, limit:
 
 
 def classify(
-    model: nn.Module, tokenizer: Texts, texts: Sequence[str | Pair], labels: Sequence[str], *, limit: int | None, truncate: bool = False, batch: int = 32
+    model: nn.Module,
+    tokenizer: Texts,
+    texts: Sequence[str | Pair],
+    labels: Sequence[str],
+    *,
+    limit: int | None,
+    truncate: bool = False,
+    batch: int = 32,
 ) -> list[Label]:
     """The class of each text, or of each pair of texts; `labels` are the names of the classes."""
     head = _head(model, (RowHead,), "score classes of a text", "classification form")
@@ -188,9 +202,17 @@ def tag(model: nn.Module, tokenizer: Texts, text: str, labels: Sequence[str], *,
 
 
 def answer(
-    model: nn.Module, tokenizer: Texts, question: str, context: str, *, limit: int | None, stride: int = 128, longest: int = 30, batch: int = 8
+    model: nn.Module,
+    tokenizer: Texts,
+    question: str,
+    context: str,
+    *,
+    limit: int | None,
+    stride: int = 128,
+    longest: int = 30,
+    batch: int = 8,
 ) -> Answer:
-    """The likeliest span of the context, at most `longest` tokens; a long context is read in windows that overlap by `stride` tokens (row 59)."""
+    """The likeliest span of the context, at most `longest` tokens; a long context is read in windows, `stride` tokens in common (row 59)."""
     head = _head(model, (SpanHead,), "find answers", "question-answering form")
     for i, text in enumerate((question, context)):
         _encode(tokenizer, text, i)
@@ -297,18 +319,27 @@ def _windows(row: Row, limit: int | None, stride: int) -> list[Row]:
     head, tail = range(inside[0]), range(inside[-1] + 1, len(row.ids))
     room = limit - len(head) - len(tail)
     if room <= 0:
-        raise InputError(f"the question has {len(head)} tokens with its marks, but the model reads at most {limit} of question and context together")
+        raise InputError(
+            f"the question has {len(head)} tokens with its marks, but the model reads at most {limit} of question and context together"
+        )
     step = max(1, room - min(stride, room // 2))
     windows = []
     for at in range(0, max(len(inside) - room, 0) + step, step):
         columns = [*head, *inside[at : at + room], *tail]
-        windows.append(Row(*([values[i] for i in columns] for values in (row.ids, row.segments, row.spans, row.text))))
+        windows.append(
+            Row(
+                [row.ids[i] for i in columns],
+                [row.segments[i] for i in columns],
+                [row.spans[i] for i in columns],
+                [row.text[i] for i in columns],
+            )
+        )
     return windows
 
 
 def _best_span(window: Row, start: Tensor, end: Tensor, context: str, longest: int) -> tuple[float, Answer] | None:
     """The best pair start <= end within the context of one window: (sum of the two scores, answer)."""
-    inside = [i for i, text in enumerate(window.text) if text == 1 and window.spans[i] is not None and context[slice(*window.spans[i])].strip()]
+    inside = [i for i, span in enumerate(window.spans) if window.text[i] == 1 and span is not None and context[slice(*span)].strip()]
     if not inside:
         return None
     where = torch.tensor(inside, device=start.device)

@@ -52,7 +52,13 @@ class House:
         return tuple(
             Published(
                 kind.architecture,
-                Map(*self.rows, *kind.rows, index=self.index, roots=("", self.root) if kind.architecture.endswith("Model") else (self.root, ""), older=OLDER),
+                Map(
+                    *self.rows,
+                    *kind.rows,
+                    index=self.index,
+                    roots=("", self.root) if kind.architecture.endswith("Model") else (self.root, ""),
+                    older=OLDER,
+                ),
                 named if kind.labelled else plain,
                 build=None if kind is kinds[0] else wired(parts, kind.head),
                 model_type=self.model_type,

@@ -1,4 +1,4 @@
-"""ALBERT (Lan et al. 2019, arXiv 1909.11942): one layer's weights used by all, a narrow embedding, sentence order for next sentence. Row 66."""
+"""ALBERT (Lan et al. 2019, arXiv 1909.11942): one layer's weights for all, a narrow embedding, sentence order for next sentence. Row 66."""
 
 from __future__ import annotations
 
@@ -9,7 +9,24 @@ from transept.blocks.encoder import EncoderEmbedding, SharedStack
 from transept.blocks.positions import Learned
 from transept.core.registry import Family
 from transept.mapping import Row
-from transept.models.encoders import BERT_FIELDS, BERT_FIXED, House, Kind, both, choice, classes, drops, layer, masked, mlm, pooled, pretrain, rows, span, wired
+from transept.models.encoders import (
+    BERT_FIELDS,
+    BERT_FIXED,
+    House,
+    Kind,
+    both,
+    choice,
+    classes,
+    drops,
+    layer,
+    masked,
+    mlm,
+    pooled,
+    pretrain,
+    rows,
+    span,
+    wired,
+)
 from transept.models.text.bert import CLASSIFIER, EMBED, POSITIONS, QA, SEGMENTS, BertSpec, attention, block, embedding
 from transept.ops.activations import Act
 
@@ -70,16 +87,36 @@ ALBERT = House(
     "albert",
     "albert.",
     rows=(*EMBED, SEGMENTS, POSITIONS, *PROJECT, *LAYER),
-    fields=(*BERT_FIELDS, ("context", "max_position_embeddings"), ("width", "embedding_size"), ("groups", "num_hidden_groups", 1),
-            ("inner", "inner_group_num", 1)),
+    fields=(
+        *BERT_FIELDS,
+        ("context", "max_position_embeddings"),
+        ("width", "embedding_size"),
+        ("groups", "num_hidden_groups", 1),
+        ("inner", "inner_group_num", 1),
+    ),
     fixed={**BERT_FIXED, "net_structure_type": 0, "num_memory_blocks": 0, "gap_size": 0, "down_scale_factor": 1},
     # Settings of generation that early libraries wrote into every configuration, and a rate of dropout.
-    inert=("classifier_dropout_prob", "num_beams", "num_return_sequences", "output_past", "max_length", "length_penalty", "repetition_penalty", "temperature",
-           "top_k", "top_p", "do_sample"),
+    inert=(
+        "classifier_dropout_prob",
+        "num_beams",
+        "num_return_sequences",
+        "output_past",
+        "max_length",
+        "length_penalty",
+        "repetition_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "do_sample",
+    ),
     index={"g": lambda s: range(s.groups), "i": lambda s: range(s.inner)},
 )
 KINDS = (
-    Kind("AlbertForPreTraining", pretrain, (*masked(*_MLM, native="head.mlm"), *both("head.next.pool", "{root}pooler"), *both("head.next.out", _SOP))),
+    Kind(
+        "AlbertForPreTraining",
+        pretrain,
+        (*masked(*_MLM, native="head.mlm"), *both("head.next.pool", "{root}pooler"), *both("head.next.out", _SOP)),
+    ),
     Kind("AlbertForMaskedLM", mlm, (*masked(*_MLM), *_BARE)),
     Kind("AlbertModel", pooled(), POOL),
     Kind("AlbertForSequenceClassification", rows(), (*POOL, *CLASSIFIER), labelled=True),

@@ -92,7 +92,19 @@ build = wired(parts, pretrain)
 
 
 def _size(vocab: int, dim: int, layers: int, heads: int, context: int = 512, **rest: Any) -> BertSpec:
-    return BertSpec(**{"vocab": vocab, "width": dim, "dim": dim, "layers": layers, "heads": heads, "ffn": 4 * dim, "context": context, "segments": 2, **rest})
+    return BertSpec(
+        **{
+            "vocab": vocab,
+            "width": dim,
+            "dim": dim,
+            "layers": layers,
+            "heads": heads,
+            "ffn": 4 * dim,
+            "context": context,
+            "segments": 2,
+            **rest,
+        }
+    )
 
 
 SIZES = {
@@ -128,8 +140,13 @@ LAYERS = layer(
 POOL = both("head.pool", "{root}pooler.dense")
 CLASSIFIER = both("head.out", "classifier")
 QA = both("head.out", "qa_outputs")
-MLM_NAMES = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias", "cls.predictions.decoder.weight",
-             "cls.predictions.decoder.bias")
+MLM_NAMES = (
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+)
 MLM = masked(*MLM_NAMES)
 NEXT = "cls.seq_relationship"
 
@@ -141,7 +158,11 @@ BERT = House(
     fixed=BERT_FIXED,
 )
 KINDS = (
-    Kind("BertForPreTraining", pretrain, (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", "{root}pooler.dense"), *both("head.next.out", NEXT))),
+    Kind(
+        "BertForPreTraining",
+        pretrain,
+        (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", "{root}pooler.dense"), *both("head.next.out", NEXT)),
+    ),
     Kind("BertForMaskedLM", mlm, (*MLM, *drops("{root}pooler.dense", NEXT))),
     Kind("BertModel", pooled(), POOL),
     Kind("BertForNextSentencePrediction", following, (*POOL, *both("head.out", NEXT))),

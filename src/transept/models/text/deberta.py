@@ -38,7 +38,7 @@ from transept.ops.activations import Act
 
 @dataclass(frozen=True, kw_only=True)
 class DebertaSpec(BertSpec):
-    """`relative` says how position enters attention; `absolute` adds positions to the embedding too; `conv` is the width of v2's convolution, 0 for none."""
+    """`relative` says how position enters attention; `absolute` adds it to the embedding too; `conv` is the width of v2's, 0 for none."""
 
     relative: RelativeSpec
     absolute: bool = False
@@ -104,8 +104,11 @@ _BODY = (
 )
 _V1_ROWS = (
     *_BODY,
-    Row((f"{_OURS}q.weight", f"{_OURS}k.weight", f"{_OURS}v.weight"), f"{_THEIRS}in_proj.weight",
-        SplitHeads(lambda s: s.heads, lambda s: [s.dim // s.heads] * 3)),
+    Row(
+        (f"{_OURS}q.weight", f"{_OURS}k.weight", f"{_OURS}v.weight"),
+        f"{_THEIRS}in_proj.weight",
+        SplitHeads(lambda s: s.heads, lambda s: [s.dim // s.heads] * 3),
+    ),
     Row(f"{_OURS}q.bias", f"{_THEIRS}q_bias"),
     Row(f"{_OURS}v.bias", f"{_THEIRS}v_bias"),
     Row(f"{_OURS}k_position.weight", f"{_THEIRS}pos_proj.weight", when=lambda s: s.relative.c2p),
@@ -114,14 +117,33 @@ _V1_ROWS = (
 _V2_ROWS = (
     *_BODY,
     *layer(("q", "query_proj"), ("k", "key_proj"), ("v", "value_proj"), foreign=_THEIRS[:-1], native=_OURS[:-1]),
-    *(Row(f"{_OURS}k_position.{leaf}", f"{_THEIRS}pos_key_proj.{leaf}", when=lambda s: s.relative.c2p and not s.relative.shared) for leaf in ("weight", "bias")),
-    *(Row(f"{_OURS}q_position.{leaf}", f"{_THEIRS}pos_query_proj.{leaf}", when=lambda s: s.relative.p2c and not s.relative.shared)
-      for leaf in ("weight", "bias")),
-    *(Row(f"stack.table.norm.{leaf}", f"{{root}}encoder.LayerNorm.{leaf}", when=lambda s: s.relative.normed) for leaf in ("weight", "bias")),
-    *(Row(f"stack.conv.{ours}.{leaf}", f"{{root}}encoder.conv.{theirs}.{leaf}", when=lambda s: s.conv > 0)
-      for ours, theirs in (("conv", "conv"), ("norm", "LayerNorm")) for leaf in ("weight", "bias")),
+    *(
+        Row(f"{_OURS}k_position.{leaf}", f"{_THEIRS}pos_key_proj.{leaf}", when=lambda s: s.relative.c2p and not s.relative.shared)
+        for leaf in ("weight", "bias")
+    ),
+    *(
+        Row(f"{_OURS}q_position.{leaf}", f"{_THEIRS}pos_query_proj.{leaf}", when=lambda s: s.relative.p2c and not s.relative.shared)
+        for leaf in ("weight", "bias")
+    ),
+    *(
+        Row(f"stack.table.norm.{leaf}", f"{{root}}encoder.LayerNorm.{leaf}", when=lambda s: s.relative.normed)
+        for leaf in ("weight", "bias")
+    ),
+    *(
+        Row(f"stack.conv.{ours}.{leaf}", f"{{root}}encoder.conv.{theirs}.{leaf}", when=lambda s: s.conv > 0)
+        for ours, theirs in (("conv", "conv"), ("norm", "LayerNorm"))
+        for leaf in ("weight", "bias")
+    ),
 )
-_KEYS = ("relative_attention", "max_relative_positions", "position_buckets", "pos_att_type", "share_att_key", "norm_rel_ebd", "attention_head_size")
+_KEYS = (
+    "relative_attention",
+    "max_relative_positions",
+    "position_buckets",
+    "pos_att_type",
+    "share_att_key",
+    "norm_rel_ebd",
+    "attention_head_size",
+)
 
 
 def _relative(c: Mapping[str, Any], second: bool) -> RelativeSpec:
@@ -132,12 +154,20 @@ def _relative(c: Mapping[str, Any], second: bool) -> RelativeSpec:
     if not products or set(products) - {"c2p", "p2c"}:
         raise ConfigError(f"the configuration's pos_att_type is {products!r}; 'c2p', 'p2c' or both were expected")
     if c.get("attention_head_size", c["hidden_size"] // c["num_attention_heads"]) * c["num_attention_heads"] != c["hidden_size"]:
-        raise ConfigError(f"the configuration's attention_head_size is {c['attention_head_size']}; hidden_size / num_attention_heads was expected")
+        raise ConfigError(
+            f"the configuration's attention_head_size is {c['attention_head_size']}; hidden_size / num_attention_heads was expected"
+        )
     reach, buckets = c.get("max_relative_positions", -1), c.get("position_buckets", -1) if second else -1
     limit = reach if reach > 0 else c["max_position_embeddings"]
     return RelativeSpec(
-        span=buckets if buckets > 0 else limit, limit=limit, buckets=buckets > 0, c2p="c2p" in products, p2c="p2c" in products, biased=second,
-        shared=second and bool(c.get("share_att_key")), normed=second and "layer_norm" in str(c.get("norm_rel_ebd", "none")).lower(),
+        span=buckets if buckets > 0 else limit,
+        limit=limit,
+        buckets=buckets > 0,
+        c2p="c2p" in products,
+        p2c="p2c" in products,
+        biased=second,
+        shared=second and bool(c.get("share_att_key")),
+        normed=second and "layer_norm" in str(c.get("norm_rel_ebd", "none")).lower(),
     )
 
 
@@ -155,7 +185,12 @@ def _published(s: DebertaSpec, second: bool) -> dict[str, Any]:
     told = {"relative_attention": True, "max_relative_positions": r.limit, "pos_att_type": products}
     if not second:
         return told
-    return {**told, "position_buckets": r.span if r.buckets else -1, "share_att_key": r.shared, "norm_rel_ebd": "layer_norm" if r.normed else "none"}
+    return {
+        **told,
+        "position_buckets": r.span if r.buckets else -1,
+        "share_att_key": r.shared,
+        "norm_rel_ebd": "layer_norm" if r.normed else "none",
+    }
 
 
 _FIELDS = (
@@ -171,16 +206,28 @@ _V1_FIELDS = (*_FIELDS, Derived("relative", _KEYS[:2] + _KEYS[3:4], _relative_v1
 _V2_FIELDS = (
     *_FIELDS,
     Derived("relative", _KEYS, _relative_v2, lambda s: _published(s, True)),
-    Derived("conv", ("conv_kernel_size", "conv_act"), lambda c: c.get("conv_kernel_size") or 0,
-            lambda s: {"conv_kernel_size": s.conv, "conv_act": "tanh"} if s.conv else {}),
+    Derived(
+        "conv",
+        ("conv_kernel_size", "conv_act"),
+        lambda c: c.get("conv_kernel_size") or 0,
+        lambda s: {"conv_kernel_size": s.conv, "conv_act": "tanh"} if s.conv else {},
+    ),
 )
 _FIXED = {**BERT_FIXED, "pooler_hidden_act": "gelu", "legacy": True, "conv_groups": 1, "talking_head": False}
 _INERT = ("pooler_hidden_size", "pooler_dropout")
 DEBERTA = House("deberta", "deberta.", rows=_V1_ROWS, fields=_V1_FIELDS, fixed=_FIXED, inert=_INERT)
 DEBERTA_V2 = House("deberta-v2", "deberta.", rows=_V2_ROWS, fields=_V2_FIELDS, fixed=_FIXED, inert=_INERT)
 # Heads of the publisher's own pre-training, in the files of the bare model.
-_OTHERS = (*drops("lm_predictions.lm_head.dense", "lm_predictions.lm_head.LayerNorm", "mask_predictions.dense", "mask_predictions.LayerNorm",
-                  "mask_predictions.classifier"), Drop("lm_predictions.lm_head.bias"))
+_OTHERS = (
+    *drops(
+        "lm_predictions.lm_head.dense",
+        "lm_predictions.lm_head.LayerNorm",
+        "mask_predictions.dense",
+        "mask_predictions.LayerNorm",
+        "mask_predictions.classifier",
+    ),
+    Drop("lm_predictions.lm_head.bias"),
+)
 _ROW = (*both("head.pool", "pooler.dense"), *CLASSIFIER)
 KINDS = (
     Kind("DebertaForMaskedLM", mlm, masked(*MLM_NAMES)),
@@ -189,7 +236,13 @@ KINDS = (
     Kind("DebertaForTokenClassification", classes, CLASSIFIER, labelled=True),
     Kind("DebertaForQuestionAnswering", span, QA),
 )
-_V2 = ("DebertaV2ForMaskedLM", "DebertaV2Model", "DebertaV2ForSequenceClassification", "DebertaV2ForTokenClassification", "DebertaV2ForQuestionAnswering")
+_V2 = (
+    "DebertaV2ForMaskedLM",
+    "DebertaV2Model",
+    "DebertaV2ForSequenceClassification",
+    "DebertaV2ForTokenClassification",
+    "DebertaV2ForQuestionAnswering",
+)
 V2_KINDS = (
     *(replace(kind, architecture=name) for kind, name in zip(KINDS, _V2, strict=True)),
     Kind("DebertaV2ForMultipleChoice", choice(gelu), _ROW),

@@ -8,7 +8,22 @@ from transept.blocks.embeddings import TokenEmbedding
 from transept.blocks.encoder import ReplacedHead
 from transept.core.registry import Family
 from transept.mapping import Row
-from transept.models.encoders import BERT_FIELDS, BERT_FIXED, House, Kind, bare, both, choice, classes, gelu, masked, mlm_gelu, rows, span, wired
+from transept.models.encoders import (
+    BERT_FIELDS,
+    BERT_FIXED,
+    House,
+    Kind,
+    bare,
+    both,
+    choice,
+    classes,
+    gelu,
+    masked,
+    mlm_gelu,
+    rows,
+    span,
+    wired,
+)
 from transept.models.text.bert import CLASSIFIER, EMBED, LAYERS, POSITIONS, QA, SEGMENTS, BertSpec, parts
 
 
@@ -52,11 +67,19 @@ ELECTRA = House(
 )
 _GENERATOR = masked("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias", "generator_lm_head.weight")
 KINDS = (
-    Kind("ElectraForPreTraining", replaced,
-         (*both("head.dense", "discriminator_predictions.dense"), *both("head.out", "discriminator_predictions.dense_prediction"))),
+    Kind(
+        "ElectraForPreTraining",
+        replaced,
+        (*both("head.dense", "discriminator_predictions.dense"), *both("head.out", "discriminator_predictions.dense_prediction")),
+    ),
     Kind("ElectraForMaskedLM", mlm_gelu, _GENERATOR),
     Kind("ElectraModel", bare),
-    Kind("ElectraForSequenceClassification", rows(gelu), (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj")), labelled=True),
+    Kind(
+        "ElectraForSequenceClassification",
+        rows(gelu),
+        (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj")),
+        labelled=True,
+    ),
     Kind("ElectraForTokenClassification", classes, CLASSIFIER, labelled=True),
     Kind("ElectraForQuestionAnswering", span, QA),
     Kind("ElectraForMultipleChoice", choice(gelu), (*both("head.pool", "sequence_summary.summary"), *CLASSIFIER)),

@@ -7,7 +7,22 @@ from typing import Any
 
 from transept.core.registry import Family
 from transept.mapping import Derived, Given
-from transept.models.encoders import BERT_FIELDS, BERT_FIXED, House, Kind, both, choice, classes, drops, masked, mlm_gelu, pooled, rows, span, wired
+from transept.models.encoders import (
+    BERT_FIELDS,
+    BERT_FIXED,
+    House,
+    Kind,
+    both,
+    choice,
+    classes,
+    drops,
+    masked,
+    mlm_gelu,
+    pooled,
+    rows,
+    span,
+    wired,
+)
 from transept.models.text.bert import CLASSIFIER, EMBED, LAYERS, POOL, POSITIONS, QA, SEGMENTS, BertSpec, parts
 
 build = wired(parts, mlm_gelu)
@@ -36,21 +51,40 @@ FIELDS = (
     *BERT_FIELDS,
     Given("width", lambda c: c["hidden_size"]),
     Derived("offset", ("pad_token_id",), _offset, lambda s: {"pad_token_id": s.offset - 1}),
-    Derived("context", ("max_position_embeddings", "pad_token_id"), lambda c: c["max_position_embeddings"] - _offset(c),
-            lambda s: {"max_position_embeddings": s.context + s.offset}),
+    Derived(
+        "context",
+        ("max_position_embeddings", "pad_token_id"),
+        lambda c: c["max_position_embeddings"] - _offset(c),
+        lambda s: {"max_position_embeddings": s.context + s.offset},
+    ),
 )
 BODY = (*EMBED, SEGMENTS, POSITIONS, *LAYERS)
 _BARE = drops("{root}pooler.dense")
 KINDS = (
-    Kind("RobertaForMaskedLM", mlm_gelu, (*masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"), *_BARE)),
+    Kind(
+        "RobertaForMaskedLM",
+        mlm_gelu,
+        (*masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"), *_BARE),
+    ),
     Kind("RobertaModel", pooled(), POOL),
-    Kind("RobertaForSequenceClassification", rows(), (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj"), *_BARE), labelled=True),
+    Kind(
+        "RobertaForSequenceClassification",
+        rows(),
+        (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj"), *_BARE),
+        labelled=True,
+    ),
     Kind("RobertaForTokenClassification", classes, (*CLASSIFIER, *_BARE), labelled=True),
     Kind("RobertaForQuestionAnswering", span, (*QA, *_BARE)),
     Kind("RobertaForMultipleChoice", choice(), (*POOL, *CLASSIFIER)),
 )
-_XLM = ("XLMRobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "XLMRobertaForTokenClassification",
-        "XLMRobertaForQuestionAnswering", "XLMRobertaForMultipleChoice")
+_XLM = (
+    "XLMRobertaForMaskedLM",
+    "XLMRobertaModel",
+    "XLMRobertaForSequenceClassification",
+    "XLMRobertaForTokenClassification",
+    "XLMRobertaForQuestionAnswering",
+    "XLMRobertaForMultipleChoice",
+)
 XLM_KINDS = tuple(replace(kind, architecture=name) for kind, name in zip(KINDS, _XLM, strict=True))
 ROBERTA = House("roberta", "roberta.", rows=BODY, fields=FIELDS, fixed=BERT_FIXED)
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta")

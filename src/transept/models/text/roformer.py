@@ -53,7 +53,12 @@ ROFORMER = House(
 KINDS = (
     Kind("RoFormerForMaskedLM", mlm, masked(*MLM_NAMES)),
     Kind("RoFormerModel", bare),
-    Kind("RoFormerForSequenceClassification", rows(own), (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj")), labelled=True),
+    Kind(
+        "RoFormerForSequenceClassification",
+        rows(own),
+        (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj")),
+        labelled=True,
+    ),
     Kind("RoFormerForTokenClassification", classes, CLASSIFIER, labelled=True),
     Kind("RoFormerForQuestionAnswering", span, QA),
 )
