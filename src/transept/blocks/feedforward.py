@@ -47,7 +47,10 @@ class GatedMLP(Traits, nn.Module):
 
 
 class Router(Traits, nn.Module):
-    """Scores each expert for each token in float32; `correction` balances the choice without entering the weights (arXiv 2412.19437, eq. 15, 16)."""
+    """Scores each expert for each token in float32 at least; `correction` balances the choice without entering the weights.
+
+    Source: arXiv 2412.19437, eq. 15 and 16.
+    """
 
     def __init__(self, dim: int, spec: RouteSpec):
         super().__init__()
@@ -56,8 +59,9 @@ class Router(Traits, nn.Module):
         self.correction = nn.Buffer(torch.zeros(spec.experts))
 
     def forward(self, x: Float[Tensor, "m d"]) -> tuple[Tensor, Tensor]:
-        logits = nn.functional.linear(x.float(), self.weight.float())
-        return route(logits, self.correction.float(), self.spec)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        logits = nn.functional.linear(x.to(wide), self.weight.to(wide))
+        return route(logits, self.correction.to(wide), self.spec)
 
     def traits(self) -> dict[str, object]:
         return dict(vars(self.spec))
@@ -79,6 +83,11 @@ class Experts(nn.Module):
         return nn.functional.linear(hidden, self.down[expert])
 
 
+# An expert is given a multiple of this many rows. A matrix product of few rows runs another kernel with another order of summing,
+# so without it a token's last bits would depend on how many later tokens chose the same expert.
+TILE = 8
+
+
 class MoE(nn.Module):
     """shared(x) + the weighted sum of the chosen experts (arXiv 2412.19437, eq. 12)."""
 
@@ -94,6 +103,9 @@ class MoE(nn.Module):
         y = torch.zeros_like(flat)
         for expert in torch.unique(chosen).tolist():
             token, rank = torch.where(chosen == expert)
-            part = self.experts(flat[token], expert) * weight[token, rank, None].to(x.dtype)
+            rows = flat[token]
+            if len(flat) > 1:
+                rows = nn.functional.pad(rows, (0, 0, 0, -len(token) % TILE))
+            part = self.experts(rows, expert)[: len(token)] * weight[token, rank, None].to(x.dtype)
             y = y.index_add(0, token, part)
         return y.view_as(x) + self.shared(x)

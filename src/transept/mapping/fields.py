@@ -1,6 +1,7 @@
 """The configuration table of one published form: which published field is which Spec field, in both directions.
 
-A published field that the table does not know is refused, unless it is empty or known to change no arithmetic: it is never ignored silently.
+A published field that the table does not know is refused, unless it is empty or known to change no arithmetic: it is never ignored
+silently.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ REQUIRED = object()
 # Fields of published configurations that change no number a model computes, or that name code, which this library never runs.
 INERT = frozenset(
     """
-    architectures model_type dtype torch_dtype transformers_version use_cache bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
-    initializer_range init_std output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id
-    problem_type tokenizer_class prefix task_specific_params finetuning_task gradient_checkpointing n_ctx auto_map trust_remote_code
-    custom_pipelines custom_code attn_implementation pretraining_tp classifier_dropout attn_pdrop embd_pdrop resid_pdrop dropout attention_dropout
-    hidden_dropout resid_dropout embed_dropout activation_dropout layerdrop summary_first_dropout summary_type summary_use_proj summary_activation
-    summary_proj_to_labels hidden_dropout_prob attention_probs_dropout_prob
-    predict_special_tokens n_special output_router_logits router_aux_loss_coef aux_loss_alpha seq_aux num_nextn_predict_layers ep_size
-    unsloth_version unsloth_fixed transformers.js_config is_llama_config num_labels forced_bos_token_id forced_eos_token_id
+    architectures model_type dtype torch_dtype transformers_version use_cache bos_token_id eos_token_id pad_token_id sep_token_id
+    decoder_start_token_id initializer_range init_std output_attentions output_hidden_states return_dict chunk_size_feed_forward
+    is_encoder_decoder id2label label2id problem_type tokenizer_class prefix task_specific_params finetuning_task
+    gradient_checkpointing n_ctx auto_map trust_remote_code custom_pipelines custom_code attn_implementation pretraining_tp
+    classifier_dropout attn_pdrop embd_pdrop resid_pdrop dropout attention_dropout hidden_dropout resid_dropout embed_dropout
+    activation_dropout layerdrop summary_first_dropout summary_type summary_use_proj summary_activation summary_proj_to_labels
+    hidden_dropout_prob attention_probs_dropout_prob predict_special_tokens n_special output_router_logits router_aux_loss_coef
+    aux_loss_alpha seq_aux num_nextn_predict_layers ep_size unsloth_version unsloth_fixed transformers.js_config is_llama_config
+    num_labels forced_bos_token_id forced_eos_token_id
     """.split()
 )
 
 
 @dataclass(frozen=True)
 class Field:
-    """One published field that is one Spec field; `load` and `save` change its form (an activation's name to an Act), `default` stands where it is
-    absent."""
+    """One published field that is one Spec field; `load` and `save` change its form (an activation's name to an Act), `default`
+    stands where it is absent."""
 
     native: str
     foreign: str
@@ -53,7 +55,9 @@ class Derived:
 
 @dataclass(frozen=True)
 class Given:
-    """A Spec field that this form leaves unsaid because it follows from the rest; a Spec that has another value cannot be written in this form."""
+    """A Spec field that this form leaves unsaid because it follows from the rest; a Spec that has another value cannot be written
+    in this form.
+    """
 
     native: str
     value: Callable[[Mapping[str, Any]], Any]

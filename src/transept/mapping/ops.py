@@ -1,7 +1,7 @@
 """What may happen to tensors between a published file and a model: moves of bits, each with its inverse beside it (laws 4 and 5).
 
-`load` takes the foreign tensors of one row and gives the native ones; `save` goes back. Sizes are functions of the Spec, never read from the keys.
-Ops that work on the first dimension hold for packed quantised rows too.
+`load` takes the foreign tensors of one row and gives the native ones; `save` goes back. Sizes are functions of the Spec, never read
+from the keys. Ops that work on the first dimension hold for packed quantised rows too.
 """
 
 from __future__ import annotations

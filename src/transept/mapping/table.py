@@ -35,7 +35,9 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, init=False)
 class Row:
-    """One fact: which native names are which foreign names, through which ops; `{l}` and the like are indices, `{root}` a prefix of the file."""
+    """One fact: which native names are which foreign names, through which ops; `{l}` and the like are indices, `{root}` a prefix of
+    the file.
+    """
 
     native: tuple[str, ...]
     foreign: str
@@ -51,7 +53,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Tied:
-    """A foreign name that repeats a native tensor: equal bits if it is there, left out when written (`write` = True writes it all the same).
+    """A foreign name that repeats a native tensor: equal bits if it is there, left out when written (`write` = True writes it all
+    the same).
 
     A file that holds the tensor under this name only is read from it.
     """
@@ -103,8 +106,9 @@ class Bond:
 
 
 class Map:
-    """The table of one published form. `index` gives the range of each index as a function of the Spec; `roots` are the prefixes under which the
-    form is published, the first being the one that is written; `older` are (old, new) ends of keys that early files of the form still carry."""
+    """The table of one published form. `index` gives the range of each index as a function of the Spec; `roots` are the prefixes
+    under which the form is published, the first being the one that is written; `older` are (old, new) ends of keys that early files
+    of the form still carry."""
 
     def __init__(
         self,
@@ -137,7 +141,8 @@ class Map:
     def load(self, file: Readable, spec: Any, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Tensor]]:
         """The native tensors, one row at a time, never changed in place.
 
-        `shapes` are the native parameters with their shapes: each must be produced, and each foreign key consumed or dropped by name (law 1).
+        `shapes` are the native parameters with their shapes: each must be produced, and each foreign key consumed or dropped by
+        name (law 1).
         """
         if self.older:
             file = _Respelled(file, self.older)
@@ -155,9 +160,8 @@ class Map:
             parts = self._through(bond, [file.read(name) for name in bond.foreign], spec)
             for name, part in zip(bond.native, parts, strict=True):
                 if tuple(part.shape) != tuple(shapes[name]):
-                    raise MappingError(
-                        f"{', '.join(bond.foreign[:3])} gives {name} the shape {tuple(part.shape)}, but the model expects {tuple(shapes[name])}"
-                    )
+                    found = f"{', '.join(bond.foreign[:3])} gives {name} the shape {tuple(part.shape)}"
+                    raise MappingError(f"{found}, but the model expects {tuple(shapes[name])}")
                 yield name, part
 
     def save(self, native: Mapping[str, Tensor], spec: Any) -> dict[str, Tensor]:
