@@ -3,13 +3,15 @@
 A request waits until it is admitted, then computes its tokens in chunks under a budget per step, then one token (or a guess of several) per step.
 Each request that decodes gets its token in every step in which it keeps its pages; what is left of the budget goes to prompts.
 
-Order of admission: priority, raised by one for every `ageing` steps of waiting; then the tenant that was admitted longest ago; then arrival. So a
-request whose priority is lower by n overtakes newcomers after n * `ageing` steps, and among equals a tenant's oldest request is admitted after at
-most one admission of each other tenant: no request waits for ever while running ones finish.
+Order of admission: rank, which is the priority, raised by one for every `ageing` steps in which no request of the same tenant and priority was admitted;
+then the tenant that was admitted longest ago; then arrival. So a tenant's oldest request of a priority lower by n overtakes newcomers after n * `ageing`
+steps, and keeps its rank while it runs; among equals it is admitted after at most one admission of each other tenant. No request waits for ever while
+running ones finish.
 
-Preemption gives a request's pages back and lets it compute again later; its tokens are never lost. It happens to the least important running request
-when a more important one needs a page, to one of lower priority when a higher one waits, and to the latest of a tenant that runs at least two more
-requests than the tenant of the one that waits. The oldest request of the highest priority is never preempted for pages, so there is always progress.
+Preemption gives a request's pages back and lets it compute again later; its tokens are never lost. It happens to the running request of the least rank,
+among equals the youngest, when another needs a page; to one of a rank below the priority of one that waits; and to the latest of a tenant that runs at
+least two more requests of a priority than the tenant of one that waits. The oldest request of the highest rank is never preempted for pages, so there
+is always progress.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Task:
     pages: list[int] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     running: bool = False
+    rank: int = 0
     arrival: int = 0
     since: int = 0
     registered: int = 0
@@ -92,8 +95,9 @@ class Scheduler:
         self.limits = limits.check()
         self.pages = Pages(limits.pages, limits.page)
         self.tasks: dict[int, Task] = {}
-        self.steps = self.arrivals = self.admissions = 0
+        self.steps = self.arrivals = self.admissions = self.preempted = 0
         self.admitted: dict[str, int] = {}
+        self.served: dict[tuple[str, int], int] = {}
         self.fed: dict[str, int] = {}
 
     def add(self, task: Task) -> None:
@@ -106,7 +110,7 @@ class Scheduler:
         if self.pages.needed(task.most) > self.limits.pages:
             raise InputError(f"the request may reach {task.most} tokens, but the engine's cache holds {room}")
         self.arrivals += 1
-        task.arrival, task.since = self.arrivals, self.steps
+        task.arrival, task.since, task.rank = self.arrivals, self.steps, task.priority
         self.tasks[task.id] = task
 
     def release(self, id: int, keep: bool = True) -> None:
@@ -121,6 +125,7 @@ class Scheduler:
         if all(other.tenant != task.tenant for other in self.tasks.values()):
             self.admitted.pop(task.tenant, None)
             self.fed.pop(task.tenant, None)
+            self.served = {who: step for who, step in self.served.items() if who[0] != task.tenant}
 
     def schedule(self) -> list[Work]:
         """The next step; empty where nothing can be done."""
@@ -167,7 +172,7 @@ class Scheduler:
     def _prefill(self, plan: dict[int, Work]) -> None:
         left = self.limits.budget - sum(len(work.tokens) for work in plan.values())
         hungry = [task for task in self.running if task.id not in plan]
-        for task in sorted(hungry, key=lambda t: (-t.priority, self.fed.get(t.tenant, 0), t.arrival)):
+        for task in sorted(hungry, key=lambda t: (-t.rank, self.fed.get(t.tenant, 0), t.arrival)):
             chunk = tuple(task.tokens[task.computed : task.computed + left])
             if chunk and task.running and self._place(task, chunk, 0, plan):
                 left -= len(chunk)
@@ -215,8 +220,11 @@ class Scheduler:
     # --- admission ---
 
     def _turn(self, task: Task) -> tuple[int, int, int]:
-        aged = task.priority + (self.steps - task.since) // self.limits.ageing
-        return -aged, self.admitted.get(task.tenant, 0), task.arrival
+        return -self._aged(task), self.admitted.get(task.tenant, 0), task.arrival
+
+    def _aged(self, task: Task) -> int:
+        last = max(task.since, self.served.get((task.tenant, task.priority), 0))
+        return task.rank + (self.steps - last) // self.limits.ageing
 
     def _admit(self, plan: dict[int, Work]) -> None:
         """Admits in order until the first that does not fit: none is overtaken because it is large."""
@@ -246,7 +254,7 @@ class Scheduler:
         return True
 
     def _victim(self, task: Task, running: list[Task]) -> Task | None:
-        below = [t for t in running if t.priority < task.priority]
+        below = [t for t in running if t.rank < task.priority]
         if below:
             return below[-1]
         equals = [t for t in running if t.priority == task.priority]
@@ -261,7 +269,8 @@ class Scheduler:
     def _enter(self, task: Task) -> None:
         self.admissions += 1
         self.admitted[task.tenant] = self.admissions
-        task.running = True
+        task.running, task.rank = True, self._aged(task)
+        self.served[task.tenant, task.priority] = self.steps
         task.pages = self.pages.match(self._prefix(task))
         task.registered = len(task.pages)
         self.pages.share(task.pages)
@@ -275,6 +284,7 @@ class Scheduler:
         self._vacate(task, keep=True)
         task.running, task.computed, task.draft = False, 0, ()
         task.since, task.preempted = self.steps, task.preempted + 1
+        self.preempted += 1
 
     def _vacate(self, task: Task, keep: bool) -> None:
         """The only place where a request's pages go back."""
@@ -291,5 +301,5 @@ class Scheduler:
 
 
 def _importance(task: Task) -> tuple[int, int]:
-    """Sorts the most important first: the highest priority, then the earliest arrival."""
-    return -task.priority, task.arrival
+    """Sorts the most important first: the highest rank, then the earliest arrival."""
+    return -task.rank, task.arrival
