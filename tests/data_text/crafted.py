@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (templates and files stand as they are found)
 """Damaged and hostile tokenizer.json files, one function per class."""
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ BASE: dict[str, Any] = {
     "version": "1.0",
     "truncation": None,
     "padding": None,
-    "added_tokens": [{"id": 3, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}],
+    "added_tokens": [
+        {"id": 3, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    ],
     "normalizer": None,
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     "post_processor": None,
@@ -57,7 +60,6 @@ CRAFTED = {
     "not json": "{",
     "a list": "[]",
     "deeply nested": "[" * 100_000 + "]" * 100_000,
-    "nested normalizers": changed("normalizer", json.loads('{"type":"Sequence","normalizers":[' * 60 + "]}" * 60)),
     "no model": json.dumps({k: v for k, v in BASE.items() if k != "model"}),
     "unknown model": changed("model", {"type": "Neural", "vocab": {"a": 0}}),
     "empty vocabulary": changed("model.vocab", {}),
@@ -94,9 +96,15 @@ CRAFTED = {
     "fixed length of none": changed("pre_tokenizer", {"type": "FixedLength", "length": 0}),
 }
 HARMLESS = {
+    "nested normalizers": changed("normalizer", json.loads('{"type":"Sequence","normalizers":[' * 60 + "]}" * 60)),
     "truncation that would cut": changed("truncation", {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}),
     "stride above the length": changed("truncation", {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 9}),
-    "padding": changed("padding", {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}),
-    "metaspace of two letters": changed("pre_tokenizer", {"type": "Metaspace", "replacement": "ab", "prepend_scheme": "always", "split": True}),
+    "padding": changed(
+        "padding",
+        {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
+    ),
+    "metaspace of two letters": changed(
+        "pre_tokenizer", {"type": "Metaspace", "replacement": "ab", "prepend_scheme": "always", "split": True}
+    ),
     "unused unicode vocabulary": changed("model.vocab", {"a": 0, "b": 1, "ab": 2, "<s>": 3, "\ud7ff\ufffd": 4}),
 }

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (templates and files stand as they are found)
 """Chat templates that reach out of the sandbox, and small ones that would fill memory or never end."""
 
 WALKS = """__class__ __base__ __mro__ __subclasses__ __init__ __globals__ __dict__ __getattribute__ __reduce__ __reduce_ex__ __doc__
@@ -154,7 +155,8 @@ BOMBS = [
     "{% set ns = namespace(x=[]) %}{% for i in range(500) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x|tojson }}",
     "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns.x.x.x|tojson }}",
     "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = ns.x + [i] %}{% endfor %}",
-    "{% set x %}" + "{% for i in range(90000) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}{% endset %}{{ x }}{{ x }}{{ x }}",
+    "{% set x %}"
+    + "{% for i in range(90000) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}{% endset %}{{ x }}{{ x }}{{ x }}",
     "{{ '\U0001f999' * 100000 }}{{ ('\U0001f999' * 100000)|list }}",
     "{{ ('a ' * 60000).split() }}{{ ('a ' * 60000).split(' ') }}",
     "{{ [[1, 2]] | sum(start=[]) }}",

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (templates and files stand as they are found)
 """Chat templates as their publishers wrote them, and the tokens' texts that go with each."""
 
 CHATML = (

@@ -15,9 +15,7 @@ from transept.data.text.tokenizer import Tokenizer
 LINE = 1 << 16
 
 
-def train_bpe(
-    texts: str | Path | Iterable[str | Path], vocab: int = 50257, specials: Sequence[str] = ("<|endoftext|>",)
-) -> Tokenizer:
+def train_bpe(texts: str | Path | Iterable[str | Path], vocab: int = 50257, specials: Sequence[str] = ("<|endoftext|>",)) -> Tokenizer:
     """A byte-level BPE of `vocab` tokens: 256 bytes, the merges that the text earns, then `specials`.
 
     texts: a Path is read as a UTF-8 file, a str is text itself. The first special token is the beginning and the end of a text.
@@ -40,7 +38,8 @@ def train_bpe(
     with boundary("train_bpe"):
         native.train_from_iterator(pieces(sources), trainer)
         native.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
-    names = {"bos": native.token_to_id(specials[0]), "eos": native.token_to_id(specials[0])} if specials else {}
+    first = native.token_to_id(specials[0]) if specials else None
+    names = {} if first is None else {"bos": first, "eos": first}
     return Tokenizer(json.loads(native.to_str()), names, where="train_bpe")
 
 

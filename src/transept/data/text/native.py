@@ -71,6 +71,7 @@ def check(source: Any, where: str) -> None:
         if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 2 * size + 100_000:
             raise TokenizerError(f"{where}: token id {str(found)[:40]}; ids from 0 to about {size} were expected")
     check_model(model, kind, vocab, where)
+    check_template(source.get("post_processor"), where)
     for pattern in patterns({name: value for name, value in source.items() if name != "model"}):
         check_pattern(pattern, where)
 
@@ -100,6 +101,15 @@ def check_model(model: Mapping[str, Any], kind: str, vocab: Any, where: str) -> 
         dropout = model.get("dropout")
         if dropout is not None:
             raise TokenizerError(f"{where}: model.dropout is {dropout!r}; none was expected, since ids would differ from call to call")
+
+
+def check_template(post: Any, where: str) -> None:
+    """A template of special tokens must hold the text itself."""
+    for step in [post, *(post.get("processors") or [])] if isinstance(post, Mapping) else []:
+        if isinstance(step, Mapping) and step.get("type") == "TemplateProcessing":
+            pieces = step.get("single")
+            if not isinstance(pieces, list) or not any(isinstance(piece, Mapping) and "Sequence" in piece for piece in pieces):
+                raise TokenizerError(f"{where}: post_processor.single has no place for the text")
 
 
 def patterns(value: Any) -> Iterator[str]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
-from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
+from jinja2.filters import FILTERS
 from jinja2.lexer import TokenStream
 from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.tests import TESTS
 from jinja2.utils import Cycler, Joiner, Namespace, _PassArg, pass_context
 
 from transept.core.errors import TemplateError
@@ -186,12 +187,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[Generation, LoopControlExtension])
         self.meter = meter
         self.beat = meter.tick
-        self.filters = {name: self.metered(name, DEFAULT_FILTERS[name]) for name in LIST_FILTERS | TEXT_FILTERS - {"tojson"}}
+        self.filters = {name: self.metered(name, FILTERS[name]) for name in LIST_FILTERS | TEXT_FILTERS - {"tojson"}}
         self.filters["tojson"] = self.metered("tojson", tojson)
-        self.tests = {name: self.metered("test", test) for name, test in DEFAULT_TESTS.items() if name != "callable"}
+        self.tests = {name: self.metered("test", test) for name, test in TESTS.items() if name != "callable"}
         functions = (bounded_range, dict, Store, Cycler, Joiner, raise_exception, strftime_now)
         names = ("range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now")
-        self.globals = dict(zip(names, functions, strict=True))
+        self.globals: dict[str, Any] = dict(zip(names, functions, strict=True))
         self.functions = frozenset(map(id, functions))
 
     def _tokenize(self, *args: Any, **kwargs: Any) -> TokenStream:

@@ -73,7 +73,8 @@ def render(
 def run(code: CodeType, sandbox: Sandbox, values: dict[str, Any]) -> str:
     """Execute a compiled template; whatever it raises becomes a TemplateError."""
     try:
-        made = Template.from_code(sandbox, code, dict(sandbox.globals))
+        names: dict[str, Any] = {**sandbox.globals}
+        made = Template.from_code(sandbox, code, names)
         return "".join(made.root_render_func(made.new_context(values)))
     except TranseptError:
         raise

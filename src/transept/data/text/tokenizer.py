@@ -62,7 +62,8 @@ class Tokenizer:
         names = {name: known[text] for name, text in texts.items() if text in known}
         marked = {names[name] for name in names}
         source["added_tokens"] = mark_special(source.get("added_tokens") or [], {n: t for t, n in known.items() if n in marked})
-        override_ends(source, config, names, {n: t for t, n in known.items() if n in marked})
+        if not (folder / "tokenizer.json").is_file():
+            override_ends(source, config, names, {n: t for t, n in known.items() if n in marked})
         generation = optional(folder / "generation_config.json") or optional(folder / "config.json")
         stops = generation.get("eos_token_id")
         stops = [stops] if isinstance(stops, int) else stops if isinstance(stops, list) else []
@@ -141,6 +142,7 @@ class Tokenizer:
 
         specials: add what the checkpoint puts around a text (a beginning, [CLS] and [SEP]); a second beginning is never added.
         parse_specials: let `<|im_end|>` and the like inside the text become control tokens; otherwise they are ordinary text.
+        A byte that the publisher's vocabulary lacks (SmolLM2 has no U+0004, for one) is left out, as the publisher leaves it out.
         """
         ids = self.core(text, parse_specials)
         if not specials:
@@ -189,7 +191,8 @@ class Tokenizer:
         """The conversation under this checkpoint's chat template (`template.render`). Errors: TokenizerError where it has none."""
         if self.chat_template is None:
             raise TokenizerError(f"{self.where}: has no chat template; use generate with a plain prompt")
-        return template.render(self.chat_template, messages, **(self.texts() | options))
+        settings: dict[str, Any] = {**self.texts(), **options}
+        return template.render(self.chat_template, messages, **settings)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Ids of a rendered conversation: control tokens come from the template only, never from what somebody wrote.
@@ -246,7 +249,7 @@ class Tokenizer:
         """Whether a special token was written out in the text."""
         if self.specials.intersection(ids) - {self.natural}:
             return True
-        return self.natural in ids and self.token(self.natural) in text
+        return self.natural is not None and self.natural in ids and self.token(self.natural) in text
 
     def plain(self) -> native.Native:
         """A second native tokenizer whose special tokens cannot be written: their spellings are replaced in the vocabulary."""
@@ -268,8 +271,12 @@ class Tokenizer:
     def bookends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the post-processor puts before and after one text."""
         with native.boundary(self.where):
-            core = self.native.encode("a", add_special_tokens=False).ids
-            full = self.native.encode("a", add_special_tokens=True).ids
+            probes = ("a", " ", *(self.native.decode([n], skip_special_tokens=True) for n in range(min(self.largest + 1, 300))))
+            found = next((text for text in probes if self.native.encode(text, add_special_tokens=False).ids), None)
+            if found is None:
+                return (), ()
+            core = self.native.encode(found, add_special_tokens=False).ids
+            full = self.native.encode(found, add_special_tokens=True).ids
         for start in range(len(full) - len(core) + 1):
             if full[start : start + len(core)] == core:
                 return tuple(full[:start]), tuple(full[start + len(core) :])
@@ -320,13 +327,11 @@ def mark_special(added: list[Any], texts: Mapping[int, str]) -> list[Any]:
 
 
 def override_ends(source: dict[str, Any], config: Mapping[str, Any], names: Mapping[str, int], texts: Mapping[int, str]) -> None:
-    """Honour add_bos_token / add_eos_token where tokenizer.json itself has no template of its own."""
-    post = source.get("post_processor")
-    if post is not None and post.get("type") != "ByteLevel":
+    """Honour add_bos_token / add_eos_token of a rebuilt vocabulary; a tokenizer.json says itself what it puts around a text."""
+    if source.get("post_processor") is not None:
         return
     before, after = ((texts[names[e]], names[e]) if config.get(f"add_{e}_token") is True and e in names else None for e in ("bos", "eos"))
-    ends = rebuild.bookends(before, after)
-    source["post_processor"] = post if ends is None else ends
+    source["post_processor"] = rebuild.bookends(before, after)
 
 
 def read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
