@@ -300,6 +300,22 @@ def _spread(bound: Bound, rows: int) -> Bool[Tensor, "b 1 t s"]:
 
 def _joint(q: Tensor, k: Tensor, v: Tensor, found: Plan, scale: float) -> Tensor:
     """Two softmaxes over disjoint keys joined into one over all."""
+    bound = found.comb
+    assert bound is not None
+    y, mass = _tiles_weighed(q, k, v, found, scale)
+    classes = [_classes(_padded(x, found.step), found.step) for x in (q, k, v)]
+    inner = worth(bound)
+    if inner is not None and inner.comb is None and inner.rows_mask is None:
+        pair = _tiles_weighed(classes[0], classes[1], classes[2], inner, scale)
+    else:
+        pair = _weighed(classes[0], classes[1], classes[2], None if bound.everything else _spread(bound, len(classes[0])), scale)
+    comb, comb_mass = (_unclasses(x, found.step)[:, :, : q.shape[2]] for x in pair)
+    total = torch.logaddexp(mass, comb_mass).clamp(min=torch.finfo(mass.dtype).min)
+    return y * (mass - total).exp() + comb * (comb_mass - total).exp()
+
+
+def _tiles_weighed(q: Tensor, k: Tensor, v: Tensor, found: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """The blocks of a plan, and each query's sum of exponentials."""
     keys, values = _blocks(k, found), _blocks(v, found)
     parts = []
     for rows, (ids, allowed) in zip(q.split(found.tile, 2), found.tiles, strict=True):
@@ -308,13 +324,7 @@ def _joint(q: Tensor, k: Tensor, v: Tensor, found: Plan, scale: float) -> Tensor
         else:
             parts.append((rows.new_zeros(*rows.shape[:3], v.shape[3]), rows.new_full((*rows.shape[:3], 1), float("-inf"))))
     y, mass = (torch.cat(x, 2) for x in zip(*parts, strict=True))
-    bound = found.comb
-    assert bound is not None
-    classes = [_classes(_padded(x, found.step), found.step) for x in (q, k, v)]
-    allowed = None if bound.everything else _spread(bound, len(classes[0]))
-    comb, comb_mass = (_unclasses(x, found.step)[:, :, : q.shape[2]] for x in _weighed(*classes, allowed, scale))
-    total = torch.logaddexp(mass, comb_mass).clamp(min=torch.finfo(mass.dtype).min)
-    return y * (mass - total).exp() + comb * (comb_mass - total).exp()
+    return y, mass
 
 
 def _weighed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,130 @@
+"""BigBird (Zaheer et al. 2020, arXiv 2007.14062), internal construction: BERT whose blocks see global, near and random blocks. Rows 43-46."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from transept.blocks.bigbird import BlockSparseAttention
+from transept.blocks.encoder import EncoderEmbedding, Pool
+from transept.blocks.norms import NoNorm
+from transept.blocks.positions import Learned
+from transept.blocks.stack import Stack
+from transept.core.registry import Family
+from transept.mapping import Derived, Given
+from transept.models.encoders import (
+    BERT_FIELDS,
+    BERT_FIXED,
+    House,
+    Kind,
+    both,
+    choice,
+    classes,
+    drops,
+    masked,
+    mlm,
+    pooled,
+    pretrain,
+    rows,
+    wired,
+)
+from transept.models.text.bert import (
+    CLASSIFIER,
+    EMBED,
+    LAYERS,
+    MLM,
+    MLM_NAMES,
+    NEXT,
+    POSITIONS,
+    SEGMENTS,
+    BertSpec,
+    attention,
+    block,
+    embedding,
+)
+from transept.ops.activations import Act
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigBirdSpec(BertSpec):
+    """BERT's numbers, the size of a `block` (None: everything sees everything) and how many `random` blocks each block sees besides."""
+
+    block: int | None = 64
+    random: int = 3
+
+
+def _mixer(s: BigBirdSpec, index: int) -> nn.Module:
+    if s.block is None:
+        return attention(s)
+    return BlockSparseAttention(s.dim, s.heads, s.block, s.random, seed=index, longest=s.context)
+
+
+def parts(s: BigBirdSpec) -> tuple[EncoderEmbedding, Stack]:
+    """The diagram below the head."""
+    return embedding(s, Learned(s.context, s.width)), Stack([block(s, _mixer(s, i)) for i in range(s.layers)], NoNorm())
+
+
+build = wired(parts, pretrain)
+
+
+def _size(dim: int, layers: int, heads: int, vocab: int = 50358, context: int = 4096, **rest: Any) -> BigBirdSpec:
+    sizes = {"vocab": vocab, "width": dim, "dim": dim, "layers": layers, "heads": heads, "ffn": 4 * dim, "context": context}
+    return BigBirdSpec(**{**sizes, "segments": 2, "act": Act.GELU_TANH, **rest})
+
+
+SIZES = {"bigbird-base": _size(768, 12, 12), "bigbird-large": _size(1024, 24, 16)}
+TINY = {
+    "blocks": _size(32, 2, 4, 96, 64, block=4, random=1),
+    "full": _size(32, 2, 4, 96, 64, block=None),
+    "labels": _size(32, 2, 2, 96, 64, block=4, random=1, labels=("no", "yes", "maybe")),
+}
+
+
+def _block(c: Mapping[str, Any]) -> int | None:
+    kinds = {"block_sparse": c.get("block_size", 64), "original_full": None}
+    return kinds[c.get("attention_type", "block_sparse")]
+
+
+def _act_pool(s: BigBirdSpec) -> Pool:
+    return Pool(s.dim, s.act)
+
+
+HOUSE = House(
+    "big_bird",
+    "bert.",
+    rows=(*EMBED, SEGMENTS, POSITIONS, *LAYERS),
+    fields=(
+        *BERT_FIELDS,
+        ("context", "max_position_embeddings"),
+        Given("width", lambda c: c["hidden_size"]),
+        Derived("block", ("attention_type", "block_size"), _block,
+                lambda s: {"attention_type": "original_full"} if s.block is None else {"attention_type": "block_sparse", "block_size": s.block}),
+        ("random", "num_random_blocks", 3),
+    ),
+    fixed={**BERT_FIXED, "use_bias": True, "rescale_embeddings": False},
+    inert=("sep_token_id",),
+)
+_POOL = "{root}pooler"
+_BARE = drops(_POOL)
+KINDS = (
+    Kind("BigBirdForPreTraining", pretrain, (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", _POOL), *both("head.next.out", NEXT))),
+    Kind("BigBirdForMaskedLM", mlm, (*MLM, *drops(_POOL, NEXT))),
+    Kind("BigBirdModel", pooled(), both("head.pool", _POOL)),
+    Kind("BigBirdForSequenceClassification", rows(_act_pool), (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj"), *_BARE),
+         labelled=True),
+    Kind("BigBirdForTokenClassification", classes, (*CLASSIFIER, *_BARE), labelled=True),
+    Kind("BigBirdForMultipleChoice", choice(), (*both("head.pool", _POOL), *CLASSIFIER)),
+)
+
+FAMILY = Family(
+    name="bigbird",
+    spec=BigBirdSpec,
+    build=build,
+    sizes=SIZES,
+    tiny=TINY,
+    published=HOUSE.forms(parts, KINDS),
+    source="https://arxiv.org/abs/2007.14062",
+)
