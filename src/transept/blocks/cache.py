@@ -100,10 +100,14 @@ class Ring:
     def reorder(self, rows: Tensor) -> None:
         self.k, self.v = self.k[rows], self.v[rows]
 
-    def truncate(self, length: int) -> None:
-        dropped = max(0, self.seen - length)
-        if dropped and self.seen > self.k.shape[2]:
+    def check(self, length: int) -> None:
+        """Refuses a length to which it cannot go back, because columns were dropped."""
+        if length < self.seen and self.seen > self.k.shape[2]:
             raise InputError(f"a ring cache of {self.window} columns cannot go back from {self.seen} columns to {length}")
+
+    def truncate(self, length: int) -> None:
+        self.check(length)
+        dropped = max(0, self.seen - length)
         kept = self.k.shape[2] - dropped
         self.k, self.v, self.seen = self.k[:, :, :kept], self.v[:, :, :kept], self.seen - dropped
 
@@ -206,7 +210,10 @@ class Cache:
             self.memory = self.memory.rows(rows)
 
     def truncate(self, length: int) -> None:
-        """Forgets every column from `length` on."""
+        """Forgets every column from `length` on; InputError, and nothing is changed, where a slot has dropped what it would need."""
+        for slot in self._all():
+            if isinstance(slot, Ring):
+                slot.check(length)
         for slot in self._all():
             slot.truncate(length)
         if self.positions is not None:
