@@ -20,6 +20,7 @@ from transept.blocks.heads import Classifier, DoubleHead, Head, TiedHead
 from transept.blocks.norms import LayerNorm, NoNorm
 from transept.blocks.positions import Learned
 from transept.blocks.stack import Decoder
+from transept.core.errors import ConfigError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
 from transept.mapping import Cat, Derived, Drop, Field, Fields, Given, Map, Row, T, Tied
@@ -46,41 +47,40 @@ class GPTSpec(Spec):
     classes: int | None = None
 
 
-def trunk(s: GPTSpec) -> tuple[Embedding, list[Block], nn.Module]:
+def trunk(s: GPTSpec, tokens: TokenEmbedding) -> tuple[Embedding, list[Block], nn.Module]:
     """The diagram from bottom to top: tokens plus learned positions, the layers, the last norm (GPT-1 has none)."""
 
     def layer(index: int) -> Block:
-        banded = s.band is not None and index % 2 == 1
-        mask = Causal() & Window(s.band) if banded else Causal()
+        mask = Causal() if s.band is None or index % 2 == 0 else Causal() & Window(s.band)
         attn = Attention(s.dim, s.heads, s.heads, s.dim // s.heads, mask=mask, bias=Bias.ALL)
         mlp = MLP(s.dim, s.ffn, s.act)
         rule = s.order.rule
         return Block(attn=Branch(attn, LayerNorm(s.dim, s.eps), rule()), mlp=Branch(mlp, LayerNorm(s.dim, s.eps), rule()))
 
-    embed = Embedding(TokenEmbedding(s.vocab, s.dim), Learned(s.context, s.dim))
+    embed = Embedding(tokens, Learned(s.context, s.dim))
     last = NoNorm() if s.order is Order.POST else LayerNorm(s.dim, s.eps)
     return embed, [layer(i) for i in range(s.layers)], last
 
 
 def build(s: GPTSpec) -> Decoder:
     """The language model: its head is the token table."""
-    embed, layers, last = trunk(s)
-    return Decoder(embed, layers, last, _words(s, embed))
+    tokens = TokenEmbedding(s.vocab, s.dim)
+    return Decoder(*trunk(s, tokens), _words(s, tokens))
 
 
 def build_classifier(s: GPTSpec) -> Classifier:
     """Fine-tuned to classify: a linear layer on the state of the last token (GPT-1, eq. 3)."""
-    return Classifier(*trunk(s), Head(s.dim, s.classes or 2))
+    return Classifier(*trunk(s, TokenEmbedding(s.vocab, s.dim)), Head(s.dim, _classes(s)))
 
 
 def build_choice(s: GPTSpec) -> DoubleHead:
     """Fine-tuned to choose among answers, with the language model's head kept for its auxiliary loss (GPT-1, eq. 5)."""
-    embed, layers, last = trunk(s)
-    return DoubleHead(embed, layers, last, _words(s, embed), Head(s.dim, 1, bias=True))
+    tokens = TokenEmbedding(s.vocab, s.dim)
+    return DoubleHead(*trunk(s, tokens), _words(s, tokens), Head(s.dim, 1, bias=True))
 
 
-def _words(s: GPTSpec, embed: Embedding) -> nn.Module:
-    return TiedHead(embed.tokens) if s.tied else Head(s.dim, s.vocab)
+def _words(s: GPTSpec, tokens: TokenEmbedding) -> nn.Module:
+    return TiedHead(tokens) if s.tied else Head(s.dim, s.vocab)
 
 
 def _size(layers: int, dim: int, heads: int, vocab: int = 50257, context: int = 1024, **rest: Any) -> GPTSpec:
@@ -179,12 +179,20 @@ _ONLY2 = (
     Derived("ffn", ("n_inner",), lambda c: c.get("n_inner") or 4 * c["n_embd"], lambda s: {"n_inner": s.ffn}),
     Field("act", "activation_function", Act.GELU_TANH, load=act, save=act_name),
 )
-_CLASSES = Derived(
-    "classes",
-    ("id2label", "num_labels"),
-    lambda c: len(c.get("id2label") or ()) or c.get("num_labels", 2),
-    lambda s: {"id2label": {str(i): f"LABEL_{i}" for i in range(s.classes)}, "label2id": {f"LABEL_{i}": i for i in range(s.classes)}},
-)
+
+
+def _classes(s: GPTSpec) -> int:
+    if s.classes is None:
+        raise ConfigError("a classifier needs `classes`, the number of its classes")
+    return s.classes
+
+
+def _labels(s: GPTSpec) -> Mapping[str, Any]:
+    names = [f"LABEL_{i}" for i in range(_classes(s))]
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
+
+
+_CLASSES = Derived("classes", ("id2label", "num_labels"), lambda c: len(c.get("id2label") or ()) or c.get("num_labels", 2), _labels)
 _SCALED: Mapping[str, Any] = {"scale_attn_weights": True}
 _SUMMARY: Mapping[str, Any] = {
     "summary_type": "cls_index",
