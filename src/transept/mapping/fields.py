@@ -72,7 +72,7 @@ class Fields:
         fixed: Mapping[str, Any] | None = None,
         inert: Sequence[str] = (),
     ):
-        made = tuple(Field(*e) if isinstance(e, tuple) else e for e in entries)
+        made = tuple(_field(*e) if isinstance(e, tuple) else e for e in entries)
         self.given = tuple(e for e in made if isinstance(e, Given))
         self.entries = tuple(e for e in made if not isinstance(e, Given))
         self.fixed = dict(fixed or {})
@@ -132,6 +132,10 @@ class Fields:
                 f"the configuration's field {name!r} = {shown} is unknown to this family and might change its arithmetic"
                 f"{nearest(name, known)}; if it is known to be harmless, load with ignore=({name!r},)"
             )
+
+
+def _field(native: str, foreign: str, default: Any = REQUIRED) -> Field:
+    return Field(native, foreign, default)
 
 
 def _guarded(compute: Callable[[], Any], names: tuple[str, ...], config: Mapping[str, Any]) -> Any:

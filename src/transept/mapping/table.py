@@ -256,7 +256,7 @@ def _stand_in(bond: Bond, others: Sequence[tuple[str, str]], keys: set[str]) -> 
     """The bond reading another name (foreign, native), where the file lacks the tensor's own."""
     if keys.issuperset(bond.foreign) or len(bond.native) > 1 or bond.ops:
         return bond
-    found = [foreign for foreign, native in others if native == bond.native[0] and foreign in keys]
+    found = [foreign for foreign, native in others if (native,) == bond.native and foreign in keys]
     return Bond(bond.native, (found[0],), ()) if found else bond
 
 
