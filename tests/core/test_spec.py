@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.counts import count
@@ -43,7 +43,7 @@ class Whole(Spec):
     name: str = "x"
     tied: bool = False
     window: int | None = None
-    kind: Kind = Kind.ROUND
+    shape: Kind = Kind.ROUND
     pair: tuple[int, float] = (1, 2.0)
     part: Small | Large | None = None
     inner: Small = Small(factor=1.0)
@@ -59,12 +59,12 @@ WHOLE = st.builds(
     name=st.text(max_size=5),
     tied=st.booleans(),
     window=st.none() | st.integers(),
-    kind=st.sampled_from(Kind),
+    shape=st.sampled_from(Kind),
     pair=st.tuples(st.integers(), FINITE),
     part=st.none() | SMALL | LARGE,
     inner=SMALL,
 )
-MANY = settings(max_examples=count(1000))
+MANY = settings(max_examples=count(1000), phases=[Phase.explicit, Phase.generate, Phase.shrink])
 
 
 @MANY
@@ -122,9 +122,9 @@ RECORD: dict[str, Any] = Whole(dim=1, rate=2.0, part=Large(factor=1.0)).json()
         ({"rate": None}, ["'rate'", "float", "None"]),
         ({"tied": 1}, ["'tied'", "bool"]),
         ({"window": "wide"}, ["'window'", "'wide'"]),
-        ({"kind": "ROUNT"}, ["'kind'", "ROUND", "nearest: 'ROUND'"]),
-        ({"kind": 1}, ["'kind'", "ROUND"]),
-        ({"kind": [1]}, ["'kind'"]),
+        ({"shape": "ROUNT"}, ["'shape'", "ROUND", "nearest: 'ROUND'"]),
+        ({"shape": 1}, ["'shape'", "ROUND"]),
+        ({"shape": [1]}, ["'shape'"]),
         ({"pair": 3}, ["'pair'", "list"]),
         ({"pair": [1]}, ["'pair'"]),
         ({"pair": [1, 2.0, 3]}, ["'pair'"]),

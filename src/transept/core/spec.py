@@ -86,14 +86,18 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return _one_of(get_args(hint), value, name)
     if origin is tuple:
         inner = get_args(hint)
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"field {name!r} should be a list, found {value!r}")
-        return tuple(_typed(inner[0] if len(inner) == 2 and inner[1] is Ellipsis else inner[i], v, name) for i, v in enumerate(value))
+        exact = None if len(inner) == 2 and inner[1] is Ellipsis else len(inner)
+        if not isinstance(value, (list, tuple)) or exact not in (None, len(value)):
+            raise ConfigError(f"field {name!r} should be a list{f' of {exact}' if exact else ''}, found {value!r}")
+        return tuple(_typed(inner[0 if exact is None else i], v, name) for i, v in enumerate(value))
     if isinstance(hint, type) and issubclass(hint, Spec):
+        if not isinstance(value, Mapping) or value.get("kind", hint.__name__) != hint.__name__:
+            raise ConfigError(f"field {name!r} should be a {hint.__name__}, found {value!r}")
         return hint.from_json(value)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        if value not in hint.__members__:
-            raise ConfigError(f"field {name!r} should be one of {', '.join(hint.__members__)}, found {value!r}{nearest(value, hint.__members__)}")
+        if not isinstance(value, str) or value not in hint.__members__:
+            alike = nearest(str(value), hint.__members__)
+            raise ConfigError(f"field {name!r} should be one of {', '.join(hint.__members__)}, found {value!r}{alike}")
         return hint[value]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
