@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transept.blocks.recurrent import Cell, GRUCell, LSTMCell, RNNCell, Skip
 from transept.core.errors import InputError
 from transept.core.registry import family
+from transept.core.tap import listening
 
 CELLS: dict[str, tuple[type[Cell], type[nn.RNNBase]]] = {"rnn": (RNNCell, nn.RNN), "lstm": (LSTMCell, nn.LSTM), "gru": (GRUCell, nn.GRU)}
 LMS = [(name, tiny) for name in ("rnn", "lstm", "gru") for tiny in ("two", "skip")]
@@ -140,3 +141,76 @@ def test_elmo_is_two_lstms_that_never_meet() -> None:
     )
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in m.parameters())
+
+
+def seq2seq_by_hand(m: Any, look: str, ids: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None]:
+    """One row, one step, one source token at a time, from the papers' equations."""
+    enc, dec = m.encoder, m.decoder
+    x = enc.embed(source[None])
+    left, _ = enc.forwards.layers[0].reference(x)
+    right, _ = enc.backwards.layers[0].reference(x.flip(1))
+    h = torch.cat((left, right.flip(1)), -1)[0]
+    s = dec.bridge(torch.cat((left[0, -1], right[0, -1]))).tanh()[None]
+    cell, out, maps = dec.cell.layers[0], [], []
+    for y in dec.embed(ids[None])[0]:
+        if look == "none":
+            (s,) = cell.step(y[None], (s,))
+            out.append(s[0])
+            continue
+        if look == "luong":
+            (s,) = cell.step(y[None], (s,))
+        score = dec.attend.score
+        if look == "bahdanau":
+            e = torch.stack([(score.v.weight @ (score.w.weight @ s[0] + score.u.weight @ h_j).tanh())[0] for h_j in h])
+        else:
+            e = torch.stack([s[0] @ score.w.weight @ h_j for h_j in h])
+        a = e.exp() / e.exp().sum()
+        c = sum(a_j * h_j for a_j, h_j in zip(a, h, strict=True))
+        if look == "bahdanau":
+            (s,) = cell.step(torch.cat((y, c))[None], (s,))
+        out.append((dec.attend.combine.weight @ torch.cat((c, s[0]))).tanh())
+        maps.append(a)
+    return dec.head(torch.stack(out)), torch.stack(maps) if maps else None
+
+
+@pytest.mark.parametrize("look", ["none", "bahdanau", "luong"])
+def test_sequence_to_sequence_with_and_without_attention(look: str) -> None:
+    """Equal to the equations; alignment weights are heard; steps with a cache = all at once; padding of either side changes nothing."""
+    page = family("seq2seq")
+    torch.manual_seed(6)
+    m = page.build(page.tiny[look]).eval()
+    ids, source = torch.randint(96, (3, 7)), torch.randint(96, (3, 9))
+    heard: list[Tensor] = []
+
+    class Ear:
+        def wants(self, owner: object, name: str) -> bool:
+            return name == "weights"
+
+        def hear(self, owner: object, name: str, value: Any) -> Any:
+            if name == "weights":
+                heard.append(value)
+            return value
+
+    with torch.no_grad(), listening(Ear()):
+        whole = m(ids, source=source)
+    assert bool(heard) == (look != "none")
+    with torch.no_grad():
+        for row in range(3):
+            expected, maps = seq2seq_by_hand(m, look, ids[row], source[row])
+            assert (whole.logits[row] - expected).abs().max() <= 1e-5
+            if maps is not None:
+                assert (heard[0][row, 0] - maps).abs().max() <= 1e-5
+        cache = m.cache(3)
+        steps = torch.cat([m(part, source=source if i == 0 else None, cache=cache).logits for i, part in enumerate(ids.split([1, 4, 2], 1))], 1)
+        assert (steps - whole.logits).abs().max() <= 1e-6
+        source_mask = torch.ones(3, 9, dtype=torch.bool)
+        source_mask[0, 6:] = source_mask[1, :3] = False
+        mask = torch.arange(7) < torch.tensor([[7], [7], [4]])
+        padded = m(ids, source=source, source_mask=source_mask, mask=mask).logits
+        for row in range(3):
+            alone = m(ids[row : row + 1, mask[row]], source=source[row : row + 1, source_mask[row]]).logits
+            assert (padded[row, mask[row]] - alone[0]).abs().max() <= 1e-6
+    F.cross_entropy(m(ids, source=source).logits.flatten(0, 1), ids.flatten()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in m.parameters())
+    with pytest.raises(InputError, match="source"):
+        m(ids)

@@ -236,7 +236,7 @@ class RecurrentLM(nn.Module):
         checked(ids, mask)
         outputs, _ = self.stack(self.embed(ids), mask, cache)
         if cache is not None:
-            cache.extend(_positions(ids, mask, cache.next()))
+            follow(cache, ids, mask)
         return outputs[-1]
 
     def cache(self, batch: int, capacity: int = 64) -> Cache:
@@ -244,10 +244,13 @@ class RecurrentLM(nn.Module):
         return Cache([{"state": Carried()} for _ in self.stack.layers], batch)
 
 
-def _positions(ids: Int[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None, start: int | Tensor) -> Positions:
+def follow(cache: Cache, ids: Int[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None) -> None:
+    """Counts the columns of a call in a cache."""
+    start = cache.next()
     if mask is None and isinstance(start, int):
-        return Positions.span(start, ids.shape[1], ids.device)
-    return Positions.of(torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, start)
+        cache.extend(Positions.span(start, ids.shape[1], ids.device))
+    else:
+        cache.extend(Positions.of(torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, start))
 
 
 def checked(ids: Int[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None) -> None:

@@ -39,7 +39,7 @@ class SourceEncoder(nn.Module):
 class Seq2SeqOutput(Output):
     """The decoder's result beside what the encoder made of the source."""
 
-    encoded: Float[Tensor, "#b s d"]
+    encoded: Float[Tensor, "#b s m"]
 
 
 class EncoderDecoder(nn.Module):
