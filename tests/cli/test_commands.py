@@ -77,7 +77,9 @@ def test_prompt_errors_name_both_numbers(capsys: pytest.CaptureFixture[str], fol
         ({"vocab_size": 97}, ("97",)),
     ],
 )
-def test_wrong_configurations_are_refused(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, change: dict, words: tuple[str, ...]) -> None:
+def test_wrong_configurations_are_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, change: dict, words: tuple[str, ...]
+) -> None:
     config = {**json.loads((folder / "config.json").read_text()), **change}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -127,5 +129,7 @@ def test_starts_without_torch() -> None:
 
 
 def test_a_conversation_over_a_pipe_ends_with_the_input(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "transept.cli.main", "chat", str(folder)], input="hello\n", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "transept.cli.main", "chat", str(folder)], input="hello\n", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr and "tokenizer" in done.stderr

@@ -21,7 +21,20 @@ def test_a_family_of_the_readers_own_passes_every_contract(tmp_path: Path) -> No
     (command,) = blocks("docs/howto/add-a-family.md", "bash")
     assert command.startswith("pytest tests/contracts tests/laws --family birch.py")
     env = {**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contracts", "tests/laws", "--family", str(tmp_path / "birch.py"), "-k", "birch"]
+    line = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/contracts",
+        "tests/laws",
+        "--family",
+        str(tmp_path / "birch.py"),
+        "-k",
+        "birch",
+    ]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)

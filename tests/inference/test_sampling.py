@@ -21,7 +21,9 @@ warpers = pytest.importorskip("transformers.generation.logits_process")
     min_p=st.none() | st.floats(0.01, 0.5),
     penalty=st.floats(0.5, 2.0),
 )
-def test_processors_are_those_of_transformers(seed: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float) -> None:
+def test_processors_are_those_of_transformers(
+    seed: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, seen = torch.randn(50, generator=generator) * 4, torch.randint(0, 50, (9,), generator=generator)
     expected = warpers.RepetitionPenaltyLogitsProcessor(penalty)(seen[None], logits[None].clone())
@@ -66,7 +68,10 @@ def test_greedy_takes_the_largest_and_says_its_probability() -> None:
     assert logprob == pytest.approx(float(logits.log_softmax(-1)[1]), abs=1e-6)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0.0}, {"temperature": float("nan")}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0.0}, {"temperature": float("nan")}],
+)
 def test_numbers_out_of_range_are_refused_by_name(bad: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling.checked(bad).check()

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     command("list", "Models that can be pulled, and families with their published sizes.", table=True)
     sub = command("card", "Parameters, FLOPs and cache bytes, before a weight is read.", table=True)
     sub.add_argument("model", help="a folder, GGUF file, bundled name, or a published size such as llama2-70b")
-    sub.add_argument("--length", type=int, default=None, metavar="L", help="tokens of context to count for (default: the model's own, at most 4096)")
+    sub.add_argument(
+        "--length", type=int, default=None, metavar="L", help="tokens of context to count for (default: the model's own, at most 4096)"
+    )
     sub = command("verify", "Compare a model with its publisher's: ids, logits, generation, row by row.", table=True)
     sub.add_argument("model")
     sub = command("diff", "How two families differ, by slots and numbers.", table=True)

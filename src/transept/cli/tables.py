@@ -26,7 +26,10 @@ def list(args: argparse.Namespace) -> int:
     from transept.checkpoints.pull import catalogue, locate
     from transept.core.registry import all_families
 
-    models = [{"name": e.name, "architecture": e.architecture, "bytes": e.size, "licence": e.licence, "path": _text(locate(e.name))} for e in catalogue()]
+    models = [
+        {"name": e.name, "architecture": e.architecture, "bytes": e.size, "licence": e.licence, "path": _text(locate(e.name))}
+        for e in catalogue()
+    ]
     families = [{"family": f.name, "sizes": [*f.sizes], "forms": [p.architecture for p in f.published]} for f in all_families()]
     if args.json:
         print(json.dumps({"models": models, "families": families}))
@@ -55,7 +58,13 @@ def card(args: argparse.Namespace) -> int:
         family, spec, model = source.family, source.spec, source.empty()
     c = count(model, spec, family.name)
     length = args.length or min(c.context or 512, 4096)
-    record = {**asdict(c), "length": length, "flops": c.flops(length), "cache_bytes_per_token_2": sum(c.cache) * 2, "cache_bytes_2": c.cache_bytes(length)}
+    record = {
+        **asdict(c),
+        "length": length,
+        "flops": c.flops(length),
+        "cache_bytes_per_token_2": sum(c.cache) * 2,
+        "cache_bytes_2": c.cache_bytes(length),
+    }
     if args.json:
         print(json.dumps({**record, "spec": spec.json()}))
         return 0

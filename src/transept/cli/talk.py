@@ -31,7 +31,13 @@ def generate(args: argparse.Namespace) -> int:
         result = _show(m.stream(prompt, **options), quiet=args.json)
     if args.json:
         usage = {**vars(result.usage), "prefill_rate": result.usage.prefill_rate, "decode_rate": result.usage.decode_rate}
-        record = {"text": result.text, "ids": result.ids, "finish_reason": result.finish_reason, "usage": usage, "peak_memory_bytes": peak_memory()}
+        record = {
+            "text": result.text,
+            "ids": result.ids,
+            "finish_reason": result.finish_reason,
+            "usage": usage,
+            "peak_memory_bytes": peak_memory(),
+        }
         print(json.dumps(record))
     elif args.stats:
         print(stats(result))
@@ -65,7 +71,8 @@ def stats(result: Generation) -> str:
     """One line: how fast each phase went, and the most memory the process ever held."""
     u = result.usage
     return (
-        f"[prefill {u.prompt_tokens} tokens at {u.prefill_rate:.1f} tokens/s | decode {u.completion_tokens} tokens at {u.decode_rate:.1f} tokens/s"
+        f"[prefill {u.prompt_tokens} tokens at {u.prefill_rate:.1f} tokens/s"
+        f" | decode {u.completion_tokens} tokens at {u.decode_rate:.1f} tokens/s"
         f" | peak memory {peak_memory() / 2**20:.0f} MiB]"
     )
 

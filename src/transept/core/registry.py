@@ -55,7 +55,9 @@ class Family:
             if form.architecture == architecture:
                 return form
         names = [form.architecture for form in self.published]
-        raise ConfigError(f"family {self.name} has no published form {architecture!r}{nearest(architecture, names)}; it has {', '.join(names)}")
+        raise ConfigError(
+            f"family {self.name} has no published form {architecture!r}{nearest(architecture, names)}; it has {', '.join(names)}"
+        )
 
 
 def families() -> dict[str, str]:
@@ -101,7 +103,8 @@ def sizes() -> dict[str, tuple[Family, Spec]]:
 
 
 def size(name: str) -> tuple[Family, Spec]:
-    """The family and Spec of a published size such as 'gpt2-xl'; a family's name, or the beginning of a size's, stands for its first size."""
+    """The family and Spec of a published size such as 'gpt2-xl'; a family's name, or the beginning of a size's, stands for its first
+    size."""
     known = sizes()
     if name in known:
         return known[name]

@@ -1,4 +1,5 @@
-"""Whether a loaded model is its publisher's: token ids, logits and generated text, against transformers where it is installed, else golden values."""
+"""Whether a loaded model is its publisher's: token ids, logits and generated text, against transformers where it is installed, else
+golden values."""
 
 from __future__ import annotations
 
@@ -48,17 +49,28 @@ def verify(source: str) -> list[Check]:
             logits = m.model(torch.tensor([want["ids"]])).logits[0]
         top, value = logits[-1].topk(len(want["top"]))
         worst = float((logits[-1][torch.tensor(want["top"])] - torch.tensor(want["values"])).abs().max())
-        rows.append(_row(f"logits of text {i + 1}", worst <= TOLERANCE * max(1.0, abs(want["values"][0])), f"largest difference {worst:.1e}",
-                         f"at most {TOLERANCE:.0e} of the largest"))
+        rows.append(
+            _row(
+                f"logits of text {i + 1}",
+                worst <= TOLERANCE * max(1.0, abs(want["values"][0])),
+                f"largest difference {worst:.1e}",
+                f"at most {TOLERANCE:.0e} of the largest",
+            )
+        )
         agree = sum(int(a) == b for a, b in zip(logits.argmax(-1), want["argmax"], strict=True))
         rows.append(_row(f"top token at each position of text {i + 1}", agree == len(want["argmax"]), f"{agree}", f"{len(want['argmax'])}"))
         new = m.generate(want["ids"], max_tokens=NEW, ignore_end=True).ids
-        rows.append(_row(f"{NEW} greedy tokens after text {i + 1}", new == want["greedy"], _same(new, want["greedy"]), f"{len(want['greedy'])} equal"))
+        rows.append(
+            _row(
+                f"{NEW} greedy tokens after text {i + 1}", new == want["greedy"], _same(new, want["greedy"]), f"{len(want['greedy'])} equal"
+            )
+        )
     return rows
 
 
 def reference_values(model: Any, encode: Any) -> dict[str, Any]:
-    """What the publisher's implementation gives for TEXTS: ids, the eight largest last logits, the top token everywhere, greedy continuation."""
+    """What the publisher's implementation gives for TEXTS: ids, the eight largest last logits, the top token everywhere, greedy
+    continuation."""
     texts = []
     for text in TEXTS:
         ids = list(encode(text))
@@ -66,7 +78,15 @@ def reference_values(model: Any, encode: Any) -> dict[str, Any]:
             logits = model(torch.tensor([ids])).logits[0]
             greedy = model.generate(torch.tensor([ids]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[0, len(ids) :]
         top = logits[-1].topk(8)
-        texts.append({"ids": ids, "top": top.indices.tolist(), "values": top.values.tolist(), "argmax": logits.argmax(-1).tolist(), "greedy": greedy.tolist()})
+        texts.append(
+            {
+                "ids": ids,
+                "top": top.indices.tolist(),
+                "values": top.values.tolist(),
+                "argmax": logits.argmax(-1).tolist(),
+                "greedy": greedy.tolist(),
+            }
+        )
     return {"texts": texts}
 
 
@@ -77,7 +97,9 @@ def _golden(source: str) -> dict[str, Any] | None:
 
 def _reference(source: str) -> dict[str, Any]:
     if importlib.util.find_spec("transformers") is None:
-        raise SourceError(f"there are no golden values for {source!r}, and transformers is not installed to compare with: pip install transformers")
+        raise SourceError(
+            f"there are no golden values for {source!r}, and transformers is not installed to compare with: pip install transformers"
+        )
     import transformers
 
     found = describe(source)

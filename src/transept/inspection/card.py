@@ -20,8 +20,9 @@ from transept.core.spec import Spec
 class Card:
     """The counts of one model.
 
-    `parameters` in all, `active` those that one token meets; multiply-adds of one token: `linear` in matrices (the BLE^2 part, with B = L = 1) and
-    `attention` per token looked at (the BL^2 E part, divided by B and L^2; full attention over L tokens); `cache` numbers per token and layer kept for decoding.
+    `parameters` in all, `active` those that one token meets; multiply-adds of one token: `linear` in matrices (the BLE^2 part, with B
+    = L = 1) and `attention` per token looked at (the BL^2 E part, divided by B and L^2; full attention over L tokens); `cache` numbers
+    per token and layer kept for decoding.
     """
 
     family: str
@@ -83,6 +84,10 @@ def _groups(model: nn.Module) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         words = name.split(".")
         label = next((w for w in words if w in ("embed", "attn", "cross", "mlp", "head")), "other")
-        label = "norm" if any("norm" in w for w in words) else {"embed": "embedding", "attn": "attention", "mlp": "feed-forward"}.get(label, label)
+        label = (
+            "norm"
+            if any("norm" in w for w in words)
+            else {"embed": "embedding", "attn": "attention", "mlp": "feed-forward"}.get(label, label)
+        )
         groups[label] = groups.get(label, 0) + parameter.numel()
     return groups

@@ -61,7 +61,12 @@ def _scaling(kind: str, r: dict[str, Any], context: int) -> Scaling | None:
             made = Dynamic(factor=float(r["factor"]), context=int(context))
         case "llama3":
             known |= {"low_freq_factor", "high_freq_factor"}
-            made = Llama3(factor=float(r["factor"]), low=float(r["low_freq_factor"]), high=float(r["high_freq_factor"]), context=int(original or context))
+            made = Llama3(
+                factor=float(r["factor"]),
+                low=float(r["low_freq_factor"]),
+                high=float(r["high_freq_factor"]),
+                context=int(original or context),
+            )
         case "yarn":
             known |= {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"}
             made = _yarn(r, int(original or context), context)

@@ -16,7 +16,8 @@ from transept.core.spec import Spec
 
 
 class Layout(Enum):
-    """Which numbers form a pair: PAIRS are neighbours (RoFormer, GPT-J, DeepSeek), HALVES are i and i + e/2 (LLaMA as published by its library)."""
+    """Which numbers form a pair: PAIRS are neighbours (RoFormer, GPT-J, DeepSeek), HALVES are i and i + e/2 (LLaMA as published by its
+    library)."""
 
     PAIRS = "2i, 2i+1"
     HALVES = "i, i+e/2"
@@ -49,7 +50,8 @@ class Llama3(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Yarn(Spec):
-    """YaRN (Peng et al. 2023, arXiv 2309.00071): a ramp between interpolation and extrapolation, and `attention`, a factor on cos and sin."""
+    """YaRN (Peng et al. 2023, arXiv 2309.00071): a ramp between interpolation and extrapolation, and `attention`, a factor on cos and
+    sin."""
 
     factor: float
     context: int
@@ -121,7 +123,9 @@ def angles(
     return (theta.cos() * factor).to(dtype), (theta.sin() * factor).to(dtype)
 
 
-def rotate(x: Float[Tensor, "b h t e"], cos: Float[Tensor, "#b 1 t r"], sin: Float[Tensor, "#b 1 t r"], layout: Layout) -> Float[Tensor, "b h t e"]:
+def rotate(
+    x: Float[Tensor, "b h t e"], cos: Float[Tensor, "#b 1 t r"], sin: Float[Tensor, "#b 1 t r"], layout: Layout
+) -> Float[Tensor, "b h t e"]:
     """Turns the first 2r numbers of each head; the rest pass through."""
     r = cos.shape[-1]
     turned, rest = x[..., : 2 * r], x[..., 2 * r :]

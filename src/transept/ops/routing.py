@@ -25,8 +25,8 @@ class RouteSpec(Spec):
 def route(logits: Float[Tensor, "m n"], correction: Float[Tensor, "n"], s: RouteSpec) -> tuple[Int[Tensor, "m x"], Float[Tensor, "m x"]]:
     """The chosen experts of m tokens and their weights.
 
-    Scores are sigmoid(logits); the correction is added for choosing only (eq. 16), a group's score is the sum of its two best, and the weights are
-    the uncorrected scores (eq. 13-15).
+    Scores are sigmoid(logits); the correction is added for choosing only (eq. 16), a group's score is the sum of its two best, and the
+    weights are the uncorrected scores (eq. 13-15).
     """
     scores = logits.sigmoid()
     biased = scores + correction

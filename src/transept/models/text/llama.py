@@ -1,4 +1,5 @@
-"""LLaMA 1 and 2 (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288); also SmolLM2, TinyLlama, LLaMA-3 and Mistral (arXiv 2310.06825). Rows 81, 82, 82a."""
+"""LLaMA 1 and 2 (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288); also SmolLM2, TinyLlama, LLaMA-3 and Mistral (arXiv
+2310.06825). Rows 81, 82, 82a."""
 
 from __future__ import annotations
 
@@ -126,23 +127,38 @@ _SHARED = (
     ("dim", "hidden_size"),
     ("layers", "num_hidden_layers"),
     ("heads", "num_attention_heads"),
-    Derived("kv_heads", ("num_key_value_heads",), lambda c: c.get("num_key_value_heads") or c["num_attention_heads"],
-            lambda s: {"num_key_value_heads": s.kv_heads}),
+    Derived(
+        "kv_heads",
+        ("num_key_value_heads",),
+        lambda c: c.get("num_key_value_heads") or c["num_attention_heads"],
+        lambda s: {"num_key_value_heads": s.kv_heads},
+    ),
     Derived("head_dim", ("head_dim",), _head_dim, lambda s: {"head_dim": s.head_dim}),
     ("ffn", "intermediate_size"),
     ("context", "max_position_embeddings"),
-    Derived("rope", ROPE_KEYS, lambda c: rope(c, _head_dim(c), c["max_position_embeddings"]), lambda s: {"rope_parameters": rope_config(s.rope)}),
+    Derived(
+        "rope", ROPE_KEYS, lambda c: rope(c, _head_dim(c), c["max_position_embeddings"]), lambda s: {"rope_parameters": rope_config(s.rope)}
+    ),
     ("eps", "rms_norm_eps"),
     ("tied", "tie_word_embeddings", False),
     Field("act", "hidden_act", Act.SILU, load=act, save=act_name),
 )
-FIELDS = Fields(*_SHARED, ("bias", "attention_bias", False), ("mlp_bias", "mlp_bias", False), inert=("rope_interleaved",), fixed={"sliding_window": None})
+FIELDS = Fields(
+    *_SHARED,
+    ("bias", "attention_bias", False),
+    ("mlp_bias", "mlp_bias", False),
+    inert=("rope_interleaved",),
+    fixed={"sliding_window": None},
+)
 MISTRAL_FIELDS = Fields(*_SHARED, ("window", "sliding_window", None))
 
 _GGUF_LAYER = tuple(
     (ours, f"blk.{{l}}.{theirs}.weight")
-    for ours, theirs in zip((a for a, _ in _LAYER), ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
-                            strict=True)
+    for ours, theirs in zip(
+        (a for a, _ in _LAYER),
+        ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
+        strict=True,
+    )
 )
 # GGUF files of this family hold q and k in the layout PAIRS.
 _GGUF_OPS = {"attn.q.weight": (Unpair(lambda s: s.heads),), "attn.k.weight": (Unpair(lambda s: s.kv_heads),)}
@@ -158,8 +174,15 @@ GGUF_MAP = Map(
 
 def _gguf_rope(c: Mapping[str, Any]) -> RopeSpec:
     kind, factor = c.get("rope.scaling.type", "none"), float(c.get("rope.scaling.factor", 1.0))
-    scaling = {} if kind == "none" else {"rope_type": kind, "factor": factor,
-                                         "original_max_position_embeddings": c.get("rope.scaling.original_context_length", c["context_length"])}
+    scaling = (
+        {}
+        if kind == "none"
+        else {
+            "rope_type": kind,
+            "factor": factor,
+            "original_max_position_embeddings": c.get("rope.scaling.original_context_length", c["context_length"]),
+        }
+    )
     config = {"rope_theta": c.get("rope.freq_base", 10000.0), "rope_scaling": scaling}
     return rope(config, c.get("rope.dimension_count") or c["embedding_length"] // c["attention.head_count"], c["context_length"])
 
@@ -170,13 +193,20 @@ GGUF_FIELDS = Fields(
     ("layers", "block_count"),
     ("heads", "attention.head_count"),
     ("kv_heads", "attention.head_count_kv"),
-    Derived("head_dim", ("attention.key_length", "attention.value_length"),
-            lambda c: c.get("attention.key_length") or c["embedding_length"] // c["attention.head_count"],
-            lambda s: {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}),
+    Derived(
+        "head_dim",
+        ("attention.key_length", "attention.value_length"),
+        lambda c: c.get("attention.key_length") or c["embedding_length"] // c["attention.head_count"],
+        lambda s: {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim},
+    ),
     ("ffn", "feed_forward_length"),
     ("context", "context_length"),
-    Derived("rope", ("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
-            _gguf_rope, lambda s: {"rope.freq_base": s.rope.theta, "rope.dimension_count": s.rope.dims}),
+    Derived(
+        "rope",
+        ("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
+        _gguf_rope,
+        lambda s: {"rope.freq_base": s.rope.theta, "rope.dimension_count": s.rope.dims},
+    ),
     ("eps", "attention.layer_norm_rms_epsilon"),
     Field("tied", "tied", default=False),
 )
