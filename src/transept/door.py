@@ -170,8 +170,9 @@ class Model:
         for group in by_length(rows, batch if isinstance(self.model, EncoderDecoder) else 1):
             ids, mask = padded([rows[i] for i in group], next(self.model.parameters()).device)
             with torch.inference_mode():
-                model, begin = (self.model, ids) if not isinstance(self.model, EncoderDecoder) else (
-                    self.model.given(ids, mask), torch.full((len(ids), 1), start_of(self.rules, self.family.name)))
+                model, begin = self._predictor(), ids
+                if isinstance(model, EncoderDecoder):
+                    model, begin = model.given(ids, mask), torch.full((len(ids), 1), start_of(self.rules, self.family.name))
             chosen = plan(ids.shape[1])
             for i, beams in zip(group, search(model, begin, chosen), strict=True):
                 out[i] = self._finished(list(beams[0].ids), len(rows[i]), chosen.ends)

@@ -105,7 +105,9 @@ def test_padding_of_the_target_changes_nothing(case: tuple[str, str], seed: int,
 @every_case
 @EXAMPLES
 @given(seed=SEEDS, length=st.integers(2, 12), data=st.data())
-def test_later_targets_change_nothing_and_all_of_the_source_counts(case: tuple[str, str], seed: int, length: int, data: st.DataObject) -> None:
+def test_later_targets_change_nothing_but_every_source_token_counts(
+    case: tuple[str, str], seed: int, length: int, data: st.DataObject
+) -> None:
     m, words = model(case), vocab(case)
     cut = data.draw(st.integers(1, length - 1))
     source, ids = draw_ids(seed, (1, 6), words), draw_ids(seed + 1, (1, length), words)

@@ -20,8 +20,8 @@ from tests.parity.test_decoders import gpt2, gradients_agree, llama, near
 from transept.core.errors import InputError
 from transept.core.registry import family
 
-SIZES = {"vocab_size": 96, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-         "encoder_ffn_dim": 80, "decoder_ffn_dim": 80, "max_position_embeddings": 64}
+SIZES = {"vocab_size": 96, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+         "decoder_attention_heads": 4, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80, "max_position_embeddings": 64}
 
 
 def marian(**changes: Any) -> Any:
@@ -42,7 +42,10 @@ def t5(**changes: Any) -> Any:
 V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 CASES: dict[str, tuple[str, Any]] = {
     "marian": ("MarianMTModel", marian()),
-    "marian, uneven": ("MarianMTModel", marian(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=72, activation_function="relu")),
+    "marian, uneven": (
+        "MarianMTModel",
+        marian(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=72, activation_function="relu"),
+    ),
     "bart": ("BartForConditionalGeneration", bart()),
     "bart, forced": ("BartForConditionalGeneration", bart(forced_bos_token_id=0, scale_embedding=True, encoder_layers=3)),
     "t5": ("T5ForConditionalGeneration", t5()),
@@ -269,7 +272,8 @@ def test_the_2017_base_model_has_64_million_numbers() -> None:
     page = family("transformer")
     with torch.device("meta"):
         ours = sum(p.numel() for p in page.build(page.sizes["transformer-base"]).parameters())
-        config = tf.MarianConfig(vocab_size=37000, d_model=512, encoder_layers=6, decoder_layers=6, encoder_attention_heads=8, pad_token_id=0,
-                                 decoder_attention_heads=8, encoder_ffn_dim=2048, decoder_ffn_dim=2048, max_position_embeddings=1024)
+        config = tf.MarianConfig(vocab_size=37000, d_model=512, encoder_layers=6, decoder_layers=6, encoder_attention_heads=8,
+                                 pad_token_id=0, decoder_attention_heads=8, encoder_ffn_dim=2048, decoder_ffn_dim=2048,
+                                 max_position_embeddings=1024)
         theirs = sum(p.numel() for p in tf.MarianMTModel(config).parameters())
     assert ours + 2 * 1024 * 512 == theirs == 64_131_072

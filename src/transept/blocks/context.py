@@ -18,9 +18,9 @@ V = TypeVar("V")
 class Context:
     """The state of one call.
 
-    `positions` are those of this call's tokens [b t]; `seen` those of every key column there is, the cached ones included [b s]; `slots` holds this
-    block's cache slots by branch name and `slot` the one of the branch at work; `memory` [b s d] with `memory_positions` is what cross-attention
-    looks at; `memo` keeps what all layers share, such as a dense mask.
+    `positions` are those of this call's tokens [b t]; `seen` those of every key column there is, the cached ones included [b s]; `slots`
+    holds this block's cache slots by branch name and `slot` the one of the branch at work; `memory` [b s d] with `memory_positions` is
+    what cross-attention looks at; `memo` keeps what all layers share, such as a dense mask.
     """
 
     positions: Positions

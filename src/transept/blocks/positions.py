@@ -1,4 +1,5 @@
-"""How a model knows where a token stands (rows 31-36): in its attention (Rotary, or NoPosition) or in its embedding (Learned, Sinusoidal)."""
+"""How a model knows where a token stands (rows 31-36): in its attention (Rotary, or NoPosition) or in its embedding (Learned,
+Sinusoidal)."""
 
 from __future__ import annotations
 

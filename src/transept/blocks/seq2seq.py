@@ -17,7 +17,15 @@ from transept.core.errors import InputError
 from transept.core.shapes import Bool, Float, Int, Tensor
 
 
-class SourceEncoder(nn.Module):
+class Reader(nn.Module):
+    """What reads a source, of whatever kind, and gives what the decoder looks at."""
+
+    def encode(self, source: Tensor, mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+        """The memory of a source; `mask` is True where it is real."""
+        raise NotImplementedError
+
+
+class SourceEncoder(Reader):
     """embed, blocks, norm: every token of the source sees every other (row 37)."""
 
     def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module):
@@ -43,12 +51,9 @@ class Seq2SeqOutput(Output):
 
 
 class EncoderDecoder(nn.Module):
-    """A decoder whose cross-attention looks at what an encoder made of a source (Vaswani et al. 2017, figure 1; rows 38, 39).
+    """A decoder whose cross-attention looks at what an encoder made of a source (Vaswani et al. 2017, figure 1; rows 38, 39)."""
 
-    `encoder` is any module with `encode(source, mask) -> Memory`.
-    """
-
-    def __init__(self, encoder: nn.Module, decoder: Decoder):
+    def __init__(self, encoder: Reader, decoder: Decoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
@@ -63,8 +68,8 @@ class EncoderDecoder(nn.Module):
     ) -> Seq2SeqOutput:
         """Logits and last states of the target's tokens `ids`, each seeing the earlier ones and all of `source`.
 
-        `source` has as many rows as `ids`, or one for all; `source_mask` and `mask` are True at real tokens. A cache keeps what it was given first:
-        later calls may leave the source out. Raises InputError where there is no source, or another than the cache holds.
+        `source` has as many rows as `ids`, or one for all; `source_mask` and `mask` are True at real tokens. A cache keeps what it was
+        given first: later calls may leave the source out. Raises InputError where there is no source, or another than the cache holds.
         """
         memory = self.remember(source, source_mask, cache)
         hidden = self.decoder.hidden(ids, mask=mask, cache=cache, memory=fitting(memory, len(ids)))

@@ -1,4 +1,5 @@
-"""Beam search: the k most probable continuations kept at each step, counted as transformers counts them (Sutskever et al. 2014; rows 39, 82e)."""
+"""Beam search: the k most probable continuations kept at each step, counted as transformers counts them (Sutskever et al. 2014; rows 39,
+82e)."""
 
 from __future__ import annotations
 

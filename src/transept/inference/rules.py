@@ -1,4 +1,5 @@
-"""What a checkpoint publishes about how its text is made: where it begins and ends, which tokens are forced or forbidden, how wide it is searched."""
+"""What a checkpoint publishes about how its text is made: where it begins and ends, which tokens are forced or forbidden, how wide it is
+searched."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ class Early(Enum):
 class Rules(Spec):
     """Token ids and numbers of a published generation configuration; the defaults forbid nothing.
 
-    `start` is the decoder's first token where an encoder reads the prompt; `first` and `final` are forced as the first and as the last possible new
-    token; `banned` are words that never occur; no end before `least` new tokens; no sequence of `unrepeated` tokens twice; `beams`, `penalty` and
-    `early` are those of `Plan`, `most` the number of new tokens where the caller gives none.
+    `start` is the decoder's first token where an encoder reads the prompt; `first` and `final` are forced as the first and as the last
+    possible new token; `banned` are words that never occur; no end before `least` new tokens; no sequence of `unrepeated` tokens twice;
+    `beams`, `penalty` and `early` are those of `Plan`, `most` the number of new tokens where the caller gives none.
     """
 
     start: int | None = None
@@ -47,8 +48,8 @@ class Rules(Spec):
 
     @staticmethod
     def read(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Rules:
-        """The rules in a checkpoint's configuration, or, where there is one, in its generation configuration; ids of the start, the end and padding
-        that this lacks are taken from the other. Errors: ConfigError where a field is not what it should be."""
+        """The rules in a checkpoint's configuration, or, where there is one, in its generation configuration; ids of the start, the end
+        and padding that this lacks are taken from the other. Errors: ConfigError where a field is not what it should be."""
         both = {k: v for k, v in (generation or config).items() if v is not None}
         for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             if config.get(name) is not None:

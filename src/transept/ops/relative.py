@@ -1,4 +1,5 @@
-"""Buckets of relative distance (Raffel et al. 2019, arXiv 1910.10683, section 2.1; row 35): near ones exact, far ones by their logarithm."""
+"""Buckets of relative distance (Raffel et al. 2019, arXiv 1910.10683, section 2.1; row 35): near ones exact, far ones by their
+logarithm."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class BucketSpec(Spec):
 def buckets(distance: Int[Tensor, "..."], spec: BucketSpec) -> Int[Tensor, "..."]:
     """The bucket of each distance key - query.
 
-    Half of one side's buckets are exact; the others grow by a constant factor up to `spec.distance`. Keys to the right use the upper half of the
-    table where both sides count, and bucket 0 where they do not.
+    Half of one side's buckets are exact; the others grow by a constant factor up to `spec.distance`. Keys to the right use the upper half
+    of the table where both sides count, and bucket 0 where they do not.
     """
     per_side = spec.buckets // 2 if spec.both else spec.buckets
     first = (distance > 0).long() * per_side if spec.both else torch.zeros_like(distance)

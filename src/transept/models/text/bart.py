@@ -27,7 +27,8 @@ OFFSET = 2
 
 @dataclass(frozen=True, kw_only=True)
 class BartSpec(TransformerSpec):
-    """The transformer's numbers, and of the head for whole texts: its `classes`, the token it reads, and the token the decoder begins with."""
+    """The transformer's numbers, and of the head for whole texts: its `classes`, the token it reads, and the token the decoder begins
+    with."""
 
     classes: int = 3
     end: int = 2

@@ -1,4 +1,5 @@
-"""T5 (Raffel et al. 2019, arXiv 1910.10683), T5 v1.1 and Flan-T5 (Shazeer 2020, arXiv 2002.05202; Chung et al. 2022, 2210.11416). Rows 35, 38.
+"""T5 (Raffel et al. 2019, arXiv 1910.10683), T5 v1.1 and Flan-T5 (Shazeer 2020, arXiv 2002.05202; Chung et al. 2022, 2210.11416). Rows 35,
+38.
 
 Relative positions in the scores, RMS norm before each function, no biases, and scores q k^T that are not divided by sqrt(head_dim).
 """
@@ -32,7 +33,8 @@ from transept.ops.relative import BucketSpec
 
 @dataclass(frozen=True, kw_only=True)
 class T5Spec(Spec):
-    """A row of the paper's section 3.7. v1.1 is `gated` and not `tied`: it scores by a table of its own, and states are not divided by sqrt(dim)."""
+    """A row of the paper's section 3.7. v1.1 is `gated` and not `tied`: it scores by a table of its own, and states are not divided by
+    sqrt(dim)."""
 
     vocab: int
     dim: int
@@ -50,7 +52,8 @@ class T5Spec(Spec):
 
 
 def _encoder(s: T5Spec, tokens: TokenEmbedding) -> SourceEncoder:
-    return SourceEncoder(Embedding(tokens), [_layer(s, Full(), p, cross=False) for p in _positions(s, s.layers, True)], RMSNorm(s.dim, s.eps))
+    layers = [_layer(s, Full(), p, cross=False) for p in _positions(s, s.layers, True)]
+    return SourceEncoder(Embedding(tokens), layers, RMSNorm(s.dim, s.eps))
 
 
 def build(s: T5Spec) -> EncoderDecoder:

@@ -54,8 +54,8 @@ def build(s: TransformerSpec) -> EncoderDecoder:
 
     tokens = TokenEmbedding(s.vocab, s.dim)
     encoder = SourceEncoder(embedding(tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
-    head = Shifted(TiedHead(tokens), s.vocab)
-    return EncoderDecoder(encoder, Decoder(embedding(SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm(), head))
+    written = [decoder_layer(s) for _ in range(s.decoder_layers)]
+    return EncoderDecoder(encoder, Decoder(embedding(SharedTokens(tokens)), written, NoNorm(), Shifted(TiedHead(tokens), s.vocab)))
 
 
 def encoder_layer(s: TransformerSpec) -> Block:
@@ -136,14 +136,17 @@ FIELD_NAMES = (
     ("scaled", "scale_embedding", False),
 )
 # What decides how tokens are chosen and not how they are scored, and what repeats another field.
-GENERATION = (
-    "bad_words_ids", "num_beams", "max_length", "min_length", "length_penalty", "early_stopping", "no_repeat_ngram_size", "num_hidden_layers",
-    "encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "output_past", "force_bos_token_to_be_generated", "extra_pos_embeddings",
+GENERATION = tuple(
+    """
+    bad_words_ids num_beams max_length min_length length_penalty early_stopping no_repeat_ngram_size num_hidden_layers encoder_layerdrop
+    decoder_layerdrop classif_dropout output_past force_bos_token_to_be_generated extra_pos_embeddings
+    """.split()
 )
+_ALWAYS = ("share_encoder_decoder_embeddings", "static_position_embeddings", "tie_word_embeddings", "is_encoder_decoder")
 FIELDS = Fields(
     Derived("vocab", ("vocab_size", "decoder_vocab_size"), _vocab, lambda s: {"vocab_size": s.vocab, "decoder_vocab_size": s.vocab}),
     *FIELD_NAMES,
-    fixed={"share_encoder_decoder_embeddings": True, "static_position_embeddings": True, "tie_word_embeddings": True, "is_encoder_decoder": True},
+    fixed=dict.fromkeys(_ALWAYS, True),
     inert=GENERATION,
 )
 
