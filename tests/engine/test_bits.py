@@ -50,7 +50,7 @@ class Batches:
         rng = random.Random(seed)
         engine = self.engine(rng)
         shared = draw_ids(7, (self.context,), spec(self.case).vocab).tolist()
-        asks = [draw_ask(rng.randrange(10**6), self.case, min(NEW, self.context // 2), shared) for _ in range(rng.randint(2, 6))]
+        asks = [draw_ask(rng.randrange(10**6), self.case, min(NEW, self.context // 2), shared) for _ in range(rng.randint(2, 4))]
         self.counts["chunked"] += any(len(ask.prompt) > engine.limits.budget for ask in asks)
         before = engine.scheduler.preempted
         together = engine.run(asks)
