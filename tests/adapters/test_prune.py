@@ -29,7 +29,7 @@ CASES = [
 def made(name: str, tiny: str) -> tuple[nn.Module, Tensor]:
     page = family(name)
     spec = page.tiny.get(tiny) or next(iter(page.tiny.values()))
-    return initialised(page.build(spec), 0).eval(), draw_ids(1, (3, 9), spec.vocab)
+    return initialised(page.build(spec), gain=1.0).eval(), draw_ids(1, (3, 9), spec.vocab)
 
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ def answer(
     longest: int = 30,
     batch: int = 8,
 ) -> Answer:
-    """The likeliest span of the context, at most `longest` tokens; a long context is read in windows, `stride` tokens in common (row 59)."""
+    """The likeliest span of the context, at most `longest` tokens; a long one is read in windows, `stride` tokens in common (row 59)."""
     head = _head(model, (SpanHead,), "find answers", "question-answering form")
     for i, text in enumerate((question, context)):
         _encode(tokenizer, text, i)
@@ -339,19 +339,19 @@ def _windows(row: Row, limit: int | None, stride: int) -> list[Row]:
 
 def _best_span(window: Row, start: Tensor, end: Tensor, context: str, longest: int) -> tuple[float, Answer] | None:
     """The best pair start <= end within the context of one window: (sum of the two scores, answer)."""
-    inside = [i for i, span in enumerate(window.spans) if window.text[i] == 1 and span is not None and context[slice(*span)].strip()]
-    if not inside:
+    spans = {i: span for i, span in enumerate(window.spans) if window.text[i] == 1 and span is not None and context[slice(*span)].strip()}
+    if not spans:
         return None
+    inside = list(spans)
     where = torch.tensor(inside, device=start.device)
     first, last = start[where], end[where]
     gap = where[None, :] - where[:, None]
     total = (first[:, None] + last[None, :]).masked_fill((gap < 0) | (gap >= longest), float("-inf"))
     i, j = divmod(int(total.argmax()), len(inside))
     chance = first.log_softmax(0)[i] + last.log_softmax(0)[j]
-    a, b = window.spans[inside[i]], window.spans[inside[j]]
-    assert a is not None and b is not None
-    text = context[a[0] : b[1]]
-    begin = a[0] + len(text) - len(text.lstrip())
+    first_character = spans[inside[i]][0]
+    text = context[first_character : spans[inside[j]][1]]
+    begin = first_character + len(text) - len(text.lstrip())
     return float(total[i, j]), Answer(text.strip(), begin, begin + len(text.strip()), float(chance.exp()))
 
 
