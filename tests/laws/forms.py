@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,8 +43,19 @@ def forms() -> list[tuple[Family, Published]]:
 def held(family: Family, form: Published) -> dict[str, Any]:
     """The tiny specs that the form can hold, by name; a classifier's with three classes."""
     specs = dict(family.tiny)
-    specs |= {f"{name}, 3 classes": spec.replace(classes=3) for name, spec in family.tiny.items() if hasattr(spec, "classes")}
-    return {name: spec for name, spec in specs.items() if holds(form, spec)}
+    for name, spec in family.tiny.items():
+        for field, value in (("classes", 3), ("labels", ("no", "yes", "maybe"))):
+            if not getattr(spec, field, True):
+                specs[f"{name}, 3 {field}"] = spec.replace(**{field: value})
+    return {name: spec for name, spec in specs.items() if holds(form, spec) and _whole(family, form, spec)}
+
+
+def _whole(family: Family, form: Published, spec: Any) -> bool:
+    """False where the form's head would have no outputs at all: a classifier of a spec that names no classes."""
+    with warnings.catch_warnings():
+        # torch warns of drawing a tensor without elements.
+        warnings.simplefilter("ignore", UserWarning)
+        return all(math.prod(shape) for shape in shapes(family, form, spec).values())
 
 
 def shapes(family: Family, form: Published, spec: Any) -> dict[str, tuple[int, ...]]:

@@ -66,8 +66,8 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_map_is_total_and_fits_the_shapes(name: str) -> None:
-    """From config.json to a Spec to a module on the meta device; every key read or dropped by name; every parameter filled at its shape and dtype; and
-    what is written is the list again."""
+    """From config.json to a Spec to a module on the meta device; every key read or dropped by name; every parameter filled at its
+    shape and dtype; and what is written is the list again."""
     m = manifest(name)
     _, form, spec, module = opened(m)
     file = tensors(m)

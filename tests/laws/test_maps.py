@@ -65,7 +65,9 @@ def test_foreign_to_native_and_back(page: Family, form: Published) -> None:
 
 @every_form
 def test_every_key_counts(page: Family, form: Published) -> None:
-    """Total, key by key: without any one of its keys a file is refused, and with one more key beside any of them too, each time by its name."""
+    """Total, key by key: without any one of its keys a file is refused, and with one more key beside any of them too, each time by
+    its name.
+    """
     spec = next(iter(held(page, form).values()))
     named = shapes(page, form, spec)
     written = form.names.save(numbers(named), spec)
@@ -344,7 +346,9 @@ def read_llama(**changes: Any) -> dict[str, Any]:
 
 def test_sound_configurations_are_read() -> None:
     read_llama()
-    read_llama(use_cache=True, torch_dtype="bfloat16", pretraining_tp=1, architectures=["LlamaForCausalLM"], some_new_switch=False, other=None)
+    read_llama(
+        use_cache=True, torch_dtype="bfloat16", pretraining_tp=1, architectures=["LlamaForCausalLM"], some_new_switch=False, other=None
+    )
     read_llama(logit_softcapping=0.0)
 
 
@@ -387,7 +391,9 @@ def test_an_unknown_architecture() -> None:
 
 
 @pytest.mark.parametrize("value", ["64", -1, 0, 3.5, [4], {"a": 1}, True, 10**30], ids=repr)
-@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "head_dim"])
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "head_dim"]
+)
 def test_fields_of_the_wrong_kind_raise_typed_errors_only(name: str, value: Any) -> None:
     """Whatever stands in a field, nothing but a typed error leaves the reading and checking of a Spec."""
     page = family("llama")
