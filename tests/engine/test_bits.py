@@ -1,4 +1,6 @@
-"""Deterministic mode: a request's bits are its own, whatever else runs (N-1 of the plan), and the inverse: with the mode off they are not."""
+"""Deterministic mode: a request's bits are its own, whatever else runs (N-1 of the plan), and the inverse: with the mode off they are
+not.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Batches:
         rows = rng.randint(2, 6)
         pages = rng.randint(spec(self.case).context // 8, PAGES)
         limits = Limits(pages=pages, page=8, rows=rows, budget=rows + rng.choice([0, 3, 20, 200]))
-        self.warm = Engine(self.runner, context=self.context, limits=limits, drafter=None if rng.random() < 0.5 else Engine(self.runner).drafter)
+        self.warm = Engine(
+            self.runner, context=self.context, limits=limits, drafter=None if rng.random() < 0.5 else Engine(self.runner).drafter
+        )
         return self.warm
 
     def alone(self, ask: Ask) -> Generation:
@@ -60,7 +64,10 @@ class Batches:
             expected = self.alone(ask)
             assert isinstance(found, Generation) and len(found.ids) == len(expected.ids) == ask.max_tokens
             total += len(expected.ids)
-            bad += sum(a != b for a, b in zip(zip(found.ids, found.logprobs, strict=True), zip(expected.ids, expected.logprobs, strict=True), strict=True))
+            bad += sum(
+                a != b
+                for a, b in zip(zip(found.ids, found.logprobs, strict=True), zip(expected.ids, expected.logprobs, strict=True), strict=True)
+            )
         return total, bad
 
 

@@ -1,4 +1,6 @@
-"""The engine against the plain loop: the same text for every decoder; guesses lose nothing; a fault stays with its request; pages come back."""
+"""The engine against the plain loop: the same text for every decoder; guesses lose nothing; a fault stays with its request; pages come
+back.
+"""
 
 from __future__ import annotations
 
@@ -215,10 +217,14 @@ def planted(how: str) -> tuple[Ask, type[TranseptError]]:
 
 @pytest.mark.parametrize("how", ["nan", "raise", "memory", "processor", "grammar", "sink"])
 def test_a_fault_stays_with_its_request(how: str) -> None:
-    """One of six requests goes wrong: it ends with a typed error, the others with the bits that they have without it, and all pages come back."""
+    """One of six requests goes wrong: it ends with a typed error, the others with the bits that they have without it, and all pages come
+    back.
+    """
     case = case_of(*CASE)
     runner = TorchRunner(model(case), pages=SMALL.pages, page=8, context=64)
-    others = [Ask(prompt=[i % 94 for i in range(s, s + 9 + s)], max_tokens=10, sampling=Sampling(temperature=0.9, seed=s)) for s in range(5)]
+    others = [
+        Ask(prompt=[i % 94 for i in range(s, s + 9 + s)], max_tokens=10, sampling=Sampling(temperature=0.9, seed=s)) for s in range(5)
+    ]
     expected = Engine(runner, context=64, limits=SMALL, drafter=None).run(others)
     bad, kind = planted(how)
     engine = Engine(Broken(runner, how), context=64, limits=SMALL, drafter=None)
@@ -237,7 +243,9 @@ def test_a_fault_stays_with_its_request(how: str) -> None:
     while engine.busy:
         engine.step()
     assert isinstance(events[-1].error, kind)
-    assert [(g.ids, g.logprobs) for g in (results[i] for i in range(5)) if g] == [(g.ids, g.logprobs) for (g,) in expected if isinstance(g, Generation)]
+    assert [(g.ids, g.logprobs) for g in (results[i] for i in range(5)) if g] == [
+        (g.ids, g.logprobs) for (g,) in expected if isinstance(g, Generation)
+    ]
     assert all_free(engine) and engine.counts["failed_requests"] == 1
 
 

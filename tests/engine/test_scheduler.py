@@ -95,7 +95,9 @@ class Oracle:
         for at in range(work.start, len(tokens)):
             self.memory[work.pages[at // size], at % size] = (task.tenant, tuple(tokens[: at + 1]))
         for at in range(len(tokens)):
-            assert self.memory[work.pages[at // size], at % size] == (task.tenant, tuple(tokens[: at + 1])), "a column of somebody else is read"
+            assert self.memory[work.pages[at // size], at % size] == (task.tenant, tuple(tokens[: at + 1])), (
+                "a column of somebody else is read"
+            )
         new: list[int] = []
         if work.last:
             known = task.tokens
@@ -152,14 +154,17 @@ class Oracle:
 @pytest.mark.reliability
 @pytest.mark.timeout(1800)
 def test_random_steps_keep_every_page_and_token() -> None:
-    """Adding, cancelling twice, unknown ids, late results, guesses, preemption, prefix hits, copies, eviction: in each step every column that a
-    request reads is its own, and every page is in exactly one place."""
+    """Adding, cancelling twice, unknown ids, late results, guesses, preemption, prefix hits, copies, eviction: in each step every column
+    that a request reads is its own, and every page is in exactly one place.
+    """
     total, done, seen, began = count(100_000), 0, Counter(), time.perf_counter()
     seed = 0
     while done < total:
         rng = random.Random(seed)
         rows = rng.randint(1, 5)
-        limits = Limits(pages=rng.randint(2, 14), page=rng.choice([1, 2, 4]), rows=rows, budget=rows + rng.randint(0, 12), ageing=rng.randint(1, 20))
+        limits = Limits(
+            pages=rng.randint(2, 14), page=rng.choice([1, 2, 4]), rows=rows, budget=rows + rng.randint(0, 12), ageing=rng.randint(1, 20)
+        )
         oracle = Oracle(seed, limits)
         for _ in range(min(500, total - done)):
             oracle.act()

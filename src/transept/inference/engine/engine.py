@@ -1,4 +1,4 @@
-"""The engine: takes in requests at any time, moves all of them on by one step, and keeps the fault of one from the others (rows 82c-82e)."""
+"""The engine: takes in requests at any time, moves all on by one step, and keeps the fault of one from the others (rows 82c-82e)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class RequestError(TranseptError):
 class Ask:
     """One request: ids in, `n` continuations out.
 
-    `ends` are the ids that end an answer, `stop` the strings; `top` says how many alternatives with their log-probabilities are wanted per token;
-    `grammar` makes a fresh grammar for each continuation; `processors` may change the logits. Continuation i is drawn with the seed + i.
+    `ends` are the ids that end an answer, `stop` the strings; `top` says how many alternatives with their log-probabilities are wanted
+    per token; `grammar` makes a fresh grammar for each continuation; `processors` may change the logits. Continuation i is drawn with the
+    seed + i.
     """
 
     prompt: Sequence[int]
@@ -87,7 +88,7 @@ class Choice:
         self.grammar = None if ask.grammar is None else ask.grammar()
         self.tokens = [int(i) for i in ask.prompt]
         self.drafter: Drafter | None = None
-        self.reason = ""
+        self.reason = self.text = ""
         self.out = Generation("", [], "length", Usage(len(self.tokens)))
         self.waiting: list[tuple[int, float, Top]] = []
         self.begin, self.first = time.perf_counter(), 0.0
@@ -139,8 +140,6 @@ class Choice:
         elif len(self.out.ids) >= self.room:
             self.reason = "length"
 
-    text = ""
-
     def tell(self) -> None:
         """Hands on what became certain, and the end of it."""
         if self.reason in ("stop", "length"):
@@ -159,8 +158,9 @@ class Choice:
 class Engine:
     """Continuous batching over a paged cache; one thread at a time may call it (`AsyncEngine` is for many).
 
-    `model` is a decoder of the house, or any Runner; `context` the longest sequence; `tokenizer` gives `stream()` for text, without one there are ids
-    only; `drafter` makes what guesses for a request, None switches guessing off. With `deterministic` a request's bits do not depend on the others.
+    `model` is a decoder of the house, or any Runner; `context` the longest sequence; `tokenizer` makes what turns ids into text
+    (`m.tokenizer.stream`), without one there are ids only; `drafter` makes what guesses for a request, None switches guessing off. With
+    `deterministic` a request's bits do not depend on the others.
     """
 
     def __init__(
@@ -181,7 +181,14 @@ class Engine:
         self.scheduler = Scheduler(self.limits)
         self.choices: dict[int, Choice] = {}
         self.next = 0
-        self.counts = {"steps": 0, "computed_tokens": 0, "generated_tokens": 0, "guessed_tokens": 0, "confirmed_tokens": 0, "failed_requests": 0}
+        self.counts = {
+            "steps": 0,
+            "computed_tokens": 0,
+            "generated_tokens": 0,
+            "guessed_tokens": 0,
+            "confirmed_tokens": 0,
+            "failed_requests": 0,
+        }
 
     def room(self, ask: Ask) -> int:
         """How many new tokens the request may get; refuses one that cannot be served, whatever else runs. Safe in any thread."""
@@ -213,8 +220,16 @@ class Engine:
             self.choices[id] = choice
             most = len(choice.tokens) + room
             # The others start when the first has computed the prompt, and share its pages.
-            self.scheduler.add(Task(id=id, tokens=list(choice.tokens), most=most, priority=ask.priority, tenant=ask.tenant,
-                                    after=None if id == ids[0] else ids[0]))
+            self.scheduler.add(
+                Task(
+                    id=id,
+                    tokens=list(choice.tokens),
+                    most=most,
+                    priority=ask.priority,
+                    tenant=ask.tenant,
+                    after=None if id == ids[0] else ids[0],
+                )
+            )
         return Handle(ids)
 
     def cancel(self, handle: Handle | int) -> None:
@@ -278,7 +293,7 @@ class Engine:
         """The logits of each work; where the step fails it is halved until only the culprit is left."""
         rows = [Row(work.tokens, work.start, work.pages, work.guessed + 1 if work.last else 0) for work in plan]
         try:
-            parts = self.runner.step(rows).split([row.logits for row in rows]) if any(row.logits for row in rows) else self._silent(rows)
+            parts = self.runner.step(rows).split([row.logits for row in rows])
         except Exception as error:
             if len(plan) == 1:
                 yield plan[0], _typed(error, "its forward pass")
@@ -288,10 +303,6 @@ class Engine:
             yield from self._compute(plan[half:])
             return
         yield from zip(plan, parts, strict=True)
-
-    def _silent(self, rows: list[Row]) -> list[Tensor]:
-        self.runner.step(rows)
-        return [torch.empty(0, 0)] * len(rows)
 
     def _take(self, work: Work, logits: Float[Tensor, "n v"]) -> None:
         choice = self.choices.get(work.id)
@@ -342,4 +353,8 @@ class Engine:
 
 
 def _typed(error: Exception, where: str) -> TranseptError:
-    return error if isinstance(error, TranseptError) else RequestError(f"the request failed in {where}: {type(error).__name__}: {str(error)[:300]}")
+    return (
+        error
+        if isinstance(error, TranseptError)
+        else RequestError(f"the request failed in {where}: {type(error).__name__}: {str(error)[:300]}")
+    )

@@ -130,7 +130,11 @@ class AsyncEngine:
         try:
             stream.handle = self.engine.add(stream.ask, sink)
         except Exception as error:
-            typed = error if isinstance(error, TranseptError) else RequestError(f"the request failed: {type(error).__name__}: {str(error)[:300]}")
+            typed = (
+                error
+                if isinstance(error, TranseptError)
+                else RequestError(f"the request failed: {type(error).__name__}: {str(error)[:300]}")
+            )
             self._forget(stream)
             for index in range(stream.ask.n):
                 stream.put(Event(index, error=typed))

@@ -1,13 +1,13 @@
 """What an answer may look like: a grammar says at each step which tokens may come next (row 82e).
 
-Grammars are compiled by llguidance (Lark grammars, JSON schemas, regular expressions; an Earley parser over derivatives of regular expressions, so
-that no pattern can back-track). Work is bounded by its own counters, not by a clock, and sizes are checked first.
+Grammars are compiled by llguidance (Lark grammars, JSON schemas, regular expressions; an Earley parser over derivatives of regular
+expressions, so that no pattern can back-track). Work is bounded by its own counters, not by a clock, and sizes are checked first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,6 @@ from transept.core.shapes import Bool, Tensor
 
 LONGEST = 65536
 DEEPEST = 64
-LIMITS = {"initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 20_000, "max_grammar_size": 100_000}
 
 
 @runtime_checkable
@@ -77,7 +76,17 @@ class GrammarCompiler:
     def __init__(self, source: Mapping[str, Any], ends: Sequence[int], vocab: int | None = None):
         from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-        self.matcher, self.limits = LLMatcher, LLParserLimits(verbose_errors=False, **LIMITS)
+        self.matcher, self.limits = (
+            LLMatcher,
+            LLParserLimits(
+                verbose_errors=False,
+                initial_lexer_fuel=1_000_000,
+                step_lexer_fuel=200_000,
+                step_max_items=50_000,
+                max_lexer_states=20_000,
+                max_grammar_size=100_000,
+            ),
+        )
         with _boundary():
             self.tokenizer = LLTokenizer(json.dumps(source), n_vocab=vocab, eos_token=list(ends))
 
@@ -106,9 +115,13 @@ class GrammarCompiler:
             return self._compiled(self.matcher.grammar_from_lark(grammar))
 
     def _compiled(self, grammar: str) -> Callable[[], Grammar]:
-        first = self.matcher(self.tokenizer, grammar, limits=self.limits)
-        if first.is_error():
-            raise InputError(f"the grammar is not usable: {first.get_error()[:300]}")
+        first = self.matcher(self.tokenizer, grammar, log_level=0, limits=self.limits)
+        # The first mask is where an automaton that explodes is found out: before the request is taken, not in a step.
+        trial = first.deep_copy()
+        if not trial.is_error():
+            trial.compute_bitmask()
+        if trial.is_error():
+            raise InputError(f"the grammar is not usable: {trial.get_error()[:300]}")
         return lambda: Guided(first.deep_copy())
 
 
@@ -123,10 +136,14 @@ def _shallow(text: str) -> None:
     except (ValueError, RecursionError) as error:
         raise InputError(f"the schema is not valid JSON: {str(error)[:200]}") from None
     for _ in range(DEEPEST + 1):
-        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())]
+        level = [inner for value in level for inner in _inside(value)]
         if not level:
             return
     raise InputError(f"a schema is nested at most {DEEPEST} deep")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 @contextmanager

@@ -17,7 +17,8 @@ Key = bytes
 
 
 def chain(salt: str, tokens: Sequence[int], size: int, known: Sequence[Key] = ()) -> list[Key]:
-    """One key for each full page of tokens; a key stands for the salt and every token up to the page's end, so equal keys are equal prefixes.
+    """One key for each full page of tokens; a key stands for the salt and every token up to the page's end, so equal keys are equal
+    prefixes.
 
     `known` are the keys of the first pages, which are not worked out again. sha256: tenants cannot make a prefix of another's collide.
     """

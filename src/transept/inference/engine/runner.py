@@ -1,12 +1,12 @@
 """One step of the engine on a model: rows of tokens in, logits out, keys and values in pages (rows 82c, 82d).
 
-`Runner` is the whole interface; the engine knows nothing else of how logits are made. `TorchRunner` runs every decoder of the house as it is: its
-attention finds a `Paged` slot where another cache would be.
+`Runner` is the whole interface; the engine knows nothing else of how logits are made. `TorchRunner` runs every decoder of the house as it
+is: its attention finds a `Paged` slot where another cache would be.
 
-In the deterministic mode a token's bits do not depend on its neighbours, on chunking, on the prefix cache or on preemption. Three things see to it:
-every token is a batch row of its own, in calls of a few fixed numbers of rows (`SIZES`) that were found to give equal bits on this model and machine
-(`probe`); its keys are padded to a multiple of `SPAN` columns, whose tail adds exact zeros; and what the model multiplies by a matrix inside, such as
-the rows of one expert, is cut into calls of these sizes too.
+In the deterministic mode a token's bits do not depend on its neighbours, on chunking, on the prefix cache or on preemption. Three things
+see to it: every token is a batch row of its own, in calls of a few fixed numbers of rows (`SIZES`) that were found to give equal bits on
+this model and machine (`probe`); its keys are padded to a multiple of `SPAN` columns, whose tail adds exact zeros; and what the model
+multiplies by a matrix inside, such as the rows of one expert, is cut into calls of these sizes too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ BASE = 16
 
 @dataclass(frozen=True)
 class Row:
-    """The part of one sequence in a step: `tokens` from position `start` on, its page table, and for how many of the last of them logits are wanted."""
+    """The part of one sequence in a step: `tokens` from position `start` on, its page table, and for how many of the last of them logits
+    are wanted.
+    """
 
     tokens: tuple[int, ...]
     start: int
@@ -57,8 +59,8 @@ class Runner(Protocol):
 class Call:
     """What the slots need to know of one call of the model: where b x t new columns go, and what each of the b rows reads.
 
-    `write` are the flat numbers of the new columns that are real, `where` their columns in the pool; `table` [b c] are pages, [1 c] where all rows
-    read the same sequence; `columns` is how many of a row's columns are handed out.
+    `write` are the flat numbers of the new columns that are real, `where` their columns in the pool; `table` [b c] are pages, [1 c] where
+    all rows read the same sequence; `columns` is how many of a row's columns are handed out.
     """
 
     write: Int[Tensor, "n"]
@@ -194,7 +196,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def prepare(self, copies: Sequence[tuple[int, int]], fresh: Sequence[int]) -> None:
-        """Copies pages (from, to) in this order, then clears the fresh ones, so that nothing of a former owner can be read, not even a NaN."""
+        """Copies pages (from, to) in this order, then clears the fresh ones, so that nothing of a former owner can be read, not even a
+        NaN.
+        """
         cleared = torch.tensor(fresh, dtype=torch.long, device=self.device)
         for pool in (x for slots in self.slots for slot in slots.values() for x in (slot.k, slot.v)):
             for source, target in copies:
@@ -262,7 +266,9 @@ class TorchRunner:
         same = all(piece.row is pieces[0].row for piece in pieces)
         width = -(-columns // self.page)
         pages = [piece.row.pages[:width] for piece in (pieces[:1] if same else pieces)]
-        table = torch.tensor([[*row, *[0] * (width - len(row))] for row in pages] + ([] if same else [[0] * width] * (len(start) - len(pieces))))
+        table = torch.tensor(
+            [[*row, *[0] * (width - len(row))] for row in pages] + ([] if same else [[0] * width] * (len(start) - len(pieces)))
+        )
         at = (start[: len(pieces), None] + torch.arange(length)).flatten()
         write = torch.arange(len(at))
         owner = torch.zeros_like(write) if same else write // length
@@ -277,7 +283,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def probe(self, context: int | None) -> tuple[int, ...]:
-        """The sizes of calls that give the bits of a call of 16 rows on this model and machine, tried on one sequence of at most 64 tokens."""
+        """The sizes of calls that give the bits of a call of 16 rows on this model and machine, tried on one sequence of at most 64
+        tokens.
+        """
         held = next(iter(self.slots[0].values())).k.shape[0] - 1
         length = min(max(SIZES), held * self.page, context or max(SIZES))
         row = Row(tuple(i % 8 for i in range(length)), 0, tuple(range(1, -(-length // self.page) + 1)), length)

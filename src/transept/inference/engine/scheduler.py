@@ -1,17 +1,18 @@
-"""Who computes what in the next step: a pure function of the scheduler's state, with no tensor, no clock and no randomness in it (rows 82c, 82d).
+"""Who computes what in the next step: a pure function of the scheduler's state, with no tensor, no clock and no randomness in it (rows
+82c, 82d).
 
-A request waits until it is admitted, then computes its tokens in chunks under a budget per step, then one token (or a guess of several) per step.
-Each request that decodes gets its token in every step in which it keeps its pages; what is left of the budget goes to prompts.
+A request waits until it is admitted, then computes its tokens in chunks under a budget per step, then one token (or a guess of several)
+per step. Each request that decodes gets its token in every step in which it keeps its pages; what is left of the budget goes to prompts.
 
-Order of admission: rank, which is the priority, raised by one for every `ageing` steps in which no request of the same tenant and priority was admitted;
-then the tenant that was admitted longest ago; then arrival. So a tenant's oldest request of a priority lower by n overtakes newcomers after n * `ageing`
-steps, and keeps its rank while it runs; among equals it is admitted after at most one admission of each other tenant. No request waits for ever while
-running ones finish.
+Order of admission: rank, which is the priority, raised by one for every `ageing` steps in which no request of the same tenant and
+priority was admitted; then the tenant that was admitted longest ago; then arrival. So a tenant's oldest request of a priority lower by n
+overtakes newcomers after n * `ageing` steps, and keeps its rank while it runs; among equals it is admitted after at most one admission of
+each other tenant. No request waits for ever while running ones finish.
 
-Preemption gives a request's pages back and lets it compute again later; its tokens are never lost. It happens to the running request of the least rank,
-among equals the youngest, when another needs a page; to one of a rank below the priority of one that waits; and to the latest of a tenant that runs at
-least two more requests of a priority than the tenant of one that waits. The oldest request of the highest rank is never preempted for pages, so there
-is always progress.
+Preemption gives a request's pages back and lets it compute again later; its tokens are never lost. It happens to the running request of
+the least rank, among equals the youngest, when another needs a page; to one of a rank below the priority of one that waits; and to the
+latest of a tenant that runs at least two more requests of a priority than the tenant of one that waits. The oldest request of the highest
+rank is never preempted for pages, so there is always progress.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from transept.inference.engine.pages import Key, Pages, chain
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes of an engine: `pages` of `page` tokens, at most `rows` running requests, `budget` tokens per step, priority + 1 per `ageing` steps."""
+    """Sizes of an engine: `pages` of `page` tokens, at most `rows` running requests, `budget` tokens per step, priority + 1 per `ageing`
+    steps.
+    """
 
     pages: int = 256
     page: int = 16
@@ -74,8 +77,8 @@ class Task:
 class Work:
     """What one sequence does in a step: the columns of `tokens` from position `start` on.
 
-    `pages` is its page table up to the last of them; those in `fresh` are to be cleared and (from, to) in `copies` to be copied first; `guessed` of
-    the tokens are a draft; `last` is True where the logits that follow are wanted.
+    `pages` is its page table up to the last of them; those in `fresh` are to be cleared and (from, to) in `copies` to be copied first;
+    `guessed` of the tokens are a draft; `last` is True where the logits that follow are wanted.
     """
 
     id: int
@@ -137,7 +140,9 @@ class Scheduler:
         return list(plan.values())
 
     def advance(self, work: Work, new: Sequence[int]) -> None:
-        """The work is done and gave these tokens (none for a chunk inside a prompt); the late result of a dead or preempted request is ignored."""
+        """The work is done and gave these tokens (none for a chunk inside a prompt); the late result of a dead or preempted request is
+        ignored.
+        """
         task = self.tasks.get(work.id)
         if task is None or not task.running or task.computed != work.start:
             return
@@ -203,7 +208,9 @@ class Scheduler:
         return True
 
     def _owned(self, page: int) -> bool:
-        """True if the page may be written to; where nothing is left for a copy, the only one that holds it takes it out of the prefixes instead."""
+        """True if the page may be written to; where nothing is left for a copy, the only one that holds it takes it out of the prefixes
+        instead.
+        """
         if self.pages.shared(page) and not self.pages.available and self.pages.held[page] == 1:
             self.pages.forget(page)
         return not self.pages.shared(page)
@@ -230,7 +237,11 @@ class Scheduler:
         """Admits in order until the first that does not fit: none is overtaken because it is large."""
         while True:
             # A follower waits until the one that it shares its prompt with has computed it.
-            ready = [t for t in self.waiting if t.after is None or (lead := self.tasks.get(t.after)) is None or (lead.running and lead.lacking <= 1)]
+            ready = [
+                t
+                for t in self.waiting
+                if t.after is None or (lead := self.tasks.get(t.after)) is None or (lead.running and lead.lacking <= 1)
+            ]
             if not ready or not self._make_room(ready[0], plan):
                 return
             self._enter(ready[0])

@@ -1,4 +1,5 @@
-"""Guessing the next tokens so that one step may confirm several; what is not what plain decoding would choose is thrown away, so nothing is lost.
+"""Guessing the next tokens so that one step may confirm several; what is not what plain decoding would choose is thrown away, so nothing
+is lost.
 
 (Leviathan et al. 2022, arXiv 2211.17192; looking the guess up in the text itself: Saxena 2023.)
 """
@@ -29,8 +30,8 @@ class Drafter(Protocol):
 class Lookup:
     """Guesses that what followed the latest three tokens the last time follows them again.
 
-    The guess doubles when it was right throughout and halves when less than half of it was; after three misses in a row it pauses, each time
-    for twice as many tokens.
+    The guess doubles when it was right throughout and halves when less than half of it was; after three misses in a row it pauses, each
+    time for twice as many tokens.
     """
 
     GRAM = 3
