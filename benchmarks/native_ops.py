@@ -63,7 +63,10 @@ def decode(team: native.Team, rounds: int) -> None:
             read = words.nbytes / best(lambda: library().transept_read(team.handle, words.ctypes.data, words.size), 3) / 1e9
             floor = max(floor, read)
             speed = runs[0][1] / runs[0][0] / 1e9
-            print(f"{kind:6} {'int8' if int8 else 'fp32':5} {speed:9.1f} {speed / floor:9.0%} {runs[1][0] / runs[0][0]:10.2f} {runs[2][0] / runs[0][0]:11.2f}")
+            print(
+                f"{kind:6} {'int8' if int8 else 'fp32':5} {speed:9.1f} {speed / floor:9.0%} "
+                f"{runs[1][0] / runs[0][0]:10.2f} {runs[2][0] / runs[0][0]:11.2f}"
+            )
     print(f"memory reads {floor:.1f} GB/s with {team.threads} threads")
 
 
@@ -80,7 +83,10 @@ def prefill(team: native.Team, rounds: int) -> None:
             plan.step(batch)
             ours = flops / best(lambda plan=plan, batch=batch: plan.step(batch), rounds)
             torch_speed = flops / best(lambda: a @ b.T, rounds)
-            print(f"{kind:6} {'int8' if int8 else 'fp32':5} {ours:7.0f} GFLOP/s   torch fp32 {torch_speed:5.0f}   ratio {ours / torch_speed:.2f}")
+            print(
+                f"{kind:6} {'int8' if int8 else 'fp32':5} {ours:7.0f} GFLOP/s "
+                f"  torch fp32 {torch_speed:5.0f}   ratio {ours / torch_speed:.2f}"
+            )
 
 
 def main() -> None:

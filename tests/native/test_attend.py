@@ -20,7 +20,23 @@ TOLERANCE = {"F32": 2e-6, "F16": 1e-3, "Q8": 1.5e-2}
 class House:
     """One attention layer with its cache: tokens come in steps of any shape, the oracle sees each sequence whole."""
 
-    def __init__(self, rng, kv_heads, group, head, vhead, kind="F32", latent=False, left=-1, right=0, cap=0.0, biased=False, isa="", threads=2, pages=64):
+    def __init__(
+        self,
+        rng,
+        kv_heads,
+        group,
+        head,
+        vhead,
+        kind="F32",
+        latent=False,
+        left=-1,
+        right=0,
+        cap=0.0,
+        biased=False,
+        isa="",
+        threads=2,
+        pages=64,
+    ):
         self.rng, self.heads, self.kv_heads, self.head, self.vhead = rng, kv_heads * group, kv_heads, head, vhead
         self.left, self.right, self.cap, self.scale, self.latent = left, right, cap, head**-0.5, latent
         self.cache = native.Cache(kv_heads, head, pages, vhead=vhead, kind=kind, latent=latent)
@@ -31,14 +47,32 @@ class House:
 
     def build(self, threads: int, isa: str = "") -> None:
         p = native.Program(max_rows=self.max_rows)
-        self.q, self.k, self.v = p.buffer(self.heads * self.head), p.buffer(self.kv_heads * self.head), p.buffer(max(1, self.kv_heads * self.vhead))
+        self.q, self.k, self.v = (
+            p.buffer(self.heads * self.head),
+            p.buffer(self.kv_heads * self.head),
+            p.buffer(max(1, self.kv_heads * self.vhead)),
+        )
         self.y = p.buffer(self.heads * self.vhead)
         if self.latent:
-            p.append(self.cache, self.k.columns(0, self.vhead), self.k.columns(self.vhead, self.head - self.vhead) if self.head > self.vhead else None)
+            p.append(
+                self.cache,
+                self.k.columns(0, self.vhead),
+                self.k.columns(self.vhead, self.head - self.vhead) if self.head > self.vhead else None,
+            )
         else:
             p.append(self.cache, self.k, self.v)
-        p.attend(self.cache, self.q, self.y, heads=self.heads, scale=self.scale, left=self.left, right=self.right, cap=self.cap,
-                 bias=None if self.bias is None else native.vector(self.bias), bias_zero=30)  # fmt: skip
+        p.attend(
+            self.cache,
+            self.q,
+            self.y,
+            heads=self.heads,
+            scale=self.scale,
+            left=self.left,
+            right=self.right,
+            cap=self.cap,
+            bias=None if self.bias is None else native.vector(self.bias),
+            bias_zero=30,
+        )
         self.plan = p.build(native.Team(threads), isa)
 
     def step(self, q, k, v, sequence, position, tables, lengths=None) -> np.ndarray:
@@ -55,7 +89,9 @@ class House:
     def oracle(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         t = len(q)
         tq = torch.from_numpy(q).double().view(t, self.heads, self.head).transpose(0, 1)
-        tk = torch.from_numpy(k).double().view(t, self.kv_heads, self.head).transpose(0, 1).repeat_interleave(self.heads // self.kv_heads, 0)
+        tk = (
+            torch.from_numpy(k).double().view(t, self.kv_heads, self.head).transpose(0, 1).repeat_interleave(self.heads // self.kv_heads, 0)
+        )
         tv = tk[..., : self.vhead] if self.latent else torch.from_numpy(v).double().view(t, self.kv_heads, self.vhead).transpose(0, 1)
         if not self.latent:
             tv = tv.repeat_interleave(self.heads // self.kv_heads, 0)
@@ -77,9 +113,18 @@ class House:
 
 
 @settings(max_examples=count(300), deadline=None)
-@given(st.integers(1, 3), st.integers(1, 5), st.sampled_from([8, 16, 20, 64]), st.sampled_from([8, 16, 24]), st.sampled_from(list(TOLERANCE)),
-       st.lists(st.integers(1, 60), min_size=1, max_size=3), st.sampled_from([-1, 0, 5, 20]), st.sampled_from(["none", "cap", "bias"]), st.sampled_from(ISAS),
-       st.integers(0, 2**32))  # fmt: skip
+@given(
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.sampled_from([8, 16, 20, 64]),
+    st.sampled_from([8, 16, 24]),
+    st.sampled_from(list(TOLERANCE)),
+    st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    st.sampled_from([-1, 0, 5, 20]),
+    st.sampled_from(["none", "cap", "bias"]),
+    st.sampled_from(ISAS),
+    st.integers(0, 2**32),
+)
 def test_steps_of_any_shape_equal_whole_sequences(kv_heads, group, head, vhead, kind, lengths, left, extra, isa, seed) -> None:
     rng = np.random.default_rng(seed)
     house = House(rng, kv_heads, group, head, vhead, kind, left=left, cap=3.0 * (extra == "cap"), biased=extra == "bias", isa=isa)
@@ -106,7 +151,9 @@ def test_steps_of_any_shape_equal_whole_sequences(kv_heads, group, head, vhead, 
 def test_latent_attention_shares_one_vector_per_token(kind: str, heads: int, head: int, latent: int) -> None:
     house = House(np.random.default_rng(heads), 1, heads, head, latent, kind, latent=True)
     q, k, v = house.tokens(50)
-    y = np.concatenate([house.step(q[a:b], k[a:b], v[a:b], [0] * (b - a), range(a, b), [[9, 1, 4, 7]]) for a, b in ((0, 33), (33, 34), (34, 50))])
+    y = np.concatenate(
+        [house.step(q[a:b], k[a:b], v[a:b], [0] * (b - a), range(a, b), [[9, 1, 4, 7]]) for a, b in ((0, 33), (33, 34), (34, 50))]
+    )
     assert np.allclose(y, house.oracle(q, k, v), atol=TOLERANCE[kind] * 8)
 
 
@@ -114,8 +161,13 @@ def test_latent_attention_shares_one_vector_per_token(kind: str, heads: int, hea
 def test_both_ways_within_the_length(left: int, right: int) -> None:
     house = House(np.random.default_rng(2), 2, 2, 16, 16, left=left, right=right)
     a, b = house.tokens(37), house.tokens(20)
-    y = house.step(*(np.concatenate([u, w]) for u, w in zip(a, b, strict=True)), [0] * 37 + [1] * 20, [*range(37), *range(20)],
-                   [[5, 6, 7], [2, 3, 0]], lengths=[37, 20])  # fmt: skip
+    y = house.step(
+        *(np.concatenate([u, w]) for u, w in zip(a, b, strict=True)),
+        [0] * 37 + [1] * 20,
+        [*range(37), *range(20)],
+        [[5, 6, 7], [2, 3, 0]],
+        lengths=[37, 20],
+    )
     assert np.allclose(y[:37], house.oracle(*a), atol=1e-5) and np.allclose(y[37:], house.oracle(*b), atol=1e-5)
 
 
@@ -130,14 +182,19 @@ def test_memory_of_another_length_through_the_second_space() -> None:
     q, y = p.buffer(heads * head), p.buffer(heads * head)
     p.attend(cache, q, y, heads=heads, scale=0.25, right=-1)
     cross = p.build(native.Team(2))
-    memory, queries = rng.standard_normal((2, 45, heads * head)).astype(np.float32), rng.standard_normal((3, heads * head)).astype(np.float32)
+    memory, queries = (
+        rng.standard_normal((2, 45, heads * head)).astype(np.float32),
+        rng.standard_normal((3, heads * head)).astype(np.float32),
+    )
     fill.view(k, 45)[:], fill.view(v, 45)[:] = memory
     tables = [[3, 1, 2], [0, 7, 6]]
     fill.step(native.Batch(None, [0] * 25 + [1] * 20, [*range(25), *range(20)], memory_tables=tables))
     cross.view(q, 3)[:] = queries
     cross.step(native.Batch(None, [0, 1, 1], [100, 0, 1], memory_tables=tables, memory_lengths=[25, 20]))
     for row, (a, b) in enumerate([(0, 25), (25, 45), (25, 45)]):
-        tq, tk, tv = (torch.from_numpy(x).double().view(-1, heads, head).transpose(0, 1) for x in (queries[row], memory[0, a:b], memory[1, a:b]))
+        tq, tk, tv = (
+            torch.from_numpy(x).double().view(-1, heads, head).transpose(0, 1) for x in (queries[row], memory[0, a:b], memory[1, a:b])
+        )
         expected = F.scaled_dot_product_attention(tq, tk, tv, scale=0.25).transpose(0, 1).reshape(-1)
         assert np.allclose(cross.view(y, 3)[row], expected, atol=1e-5)
 
@@ -153,7 +210,9 @@ def test_bits_do_not_depend_on_company_chunking_pages_or_threads(kind: str, kv_h
     def run(cuts: list[int], table: np.ndarray, threads: int) -> np.ndarray:
         house.build(threads)
         house.cache.data[:] = 255
-        return np.concatenate([house.step(q[a:b], k[a:b], v[a:b], [0] * (b - a), range(a, b), table) for a, b in zip(cuts, cuts[1:], strict=False)])
+        return np.concatenate(
+            [house.step(q[a:b], k[a:b], v[a:b], [0] * (b - a), range(a, b), table) for a, b in zip(cuts, cuts[1:], strict=False)]
+        )
 
     whole = run([0, 350, 700], table, 2)
     assert np.allclose(whole, house.oracle(q, k, v), atol=TOLERANCE[kind] * 8)

@@ -32,7 +32,14 @@ def scale_of(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=count(300), deadline=None)
-@given(st.sampled_from(FLOATS + QUANTS), st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.sampled_from(ISAS), st.integers(0, 2**32))
+@given(
+    st.sampled_from(FLOATS + QUANTS),
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from(ISAS),
+    st.integers(0, 2**32),
+)
 def test_float_activations_equal_the_exact_product(kind: str, n: int, blocks: int, t: int, isa: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     k = blocks * block(kind) if kind in QUANTS else blocks * 23
@@ -75,22 +82,51 @@ def act(name: str, x: np.ndarray) -> np.ndarray:
     import torch
     from torch.nn import functional as f
 
-    table = {"none": lambda v: v, "silu": f.silu, "gelu": f.gelu, "gelu_tanh": lambda v: f.gelu(v, approximate="tanh"), "relu": f.relu,
-             "quick_gelu": lambda v: v * torch.sigmoid(1.702 * v), "relu2": lambda v: f.relu(v) ** 2, "sigmoid": torch.sigmoid, "tanh": torch.tanh}  # fmt: skip
+    table = {
+        "none": lambda v: v,
+        "silu": f.silu,
+        "gelu": f.gelu,
+        "gelu_tanh": lambda v: f.gelu(v, approximate="tanh"),
+        "relu": f.relu,
+        "quick_gelu": lambda v: v * torch.sigmoid(1.702 * v),
+        "relu2": lambda v: f.relu(v) ** 2,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+    }
     return table[name](torch.from_numpy(x)).numpy()
 
 
 @settings(max_examples=count(200), deadline=None)
-@given(st.sampled_from(["none", "silu", "gelu", "gelu_tanh", "relu", "quick_gelu", "relu2", "sigmoid", "tanh"]), st.integers(1, 50), st.integers(1, 9),
-       st.booleans(), st.booleans(), st.floats(-2, 2), st.sampled_from(ISAS), st.integers(0, 2**32))  # fmt: skip
+@given(
+    st.sampled_from(["none", "silu", "gelu", "gelu_tanh", "relu", "quick_gelu", "relu2", "sigmoid", "tanh"]),
+    st.integers(1, 50),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+    st.floats(-2, 2),
+    st.sampled_from(ISAS),
+    st.integers(0, 2**32),
+)
 def test_epilogue(name: str, n: int, t: int, biased: bool, residual: bool, alpha: float, isa: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     k = 40
     packed, w = stored(rng, "F32", n, k)
-    x, bias, res = rng.standard_normal((t, k), np.float32) * 3, rng.standard_normal(n).astype(np.float32), rng.standard_normal((t, n)).astype(np.float32)
+    x, bias, res = (
+        rng.standard_normal((t, k), np.float32) * 3,
+        rng.standard_normal(n).astype(np.float32),
+        rng.standard_normal((t, n)).astype(np.float32),
+    )
     p = native.Program(max_rows=t)
     a, y, r = p.buffer(k), p.buffer(n + 7), p.buffer(n)
-    p.linear(a, native.pack(packed), y.columns(3, n), bias=native.vector(bias) if biased else None, act=name, residual=r if residual else None, alpha=alpha)
+    p.linear(
+        a,
+        native.pack(packed),
+        y.columns(3, n),
+        bias=native.vector(bias) if biased else None,
+        act=name,
+        residual=r if residual else None,
+        alpha=alpha,
+    )
     plan = p.build(native.Team(2), isa)
     plan.view(a)[:], plan.view(r)[:], plan.view(y)[:] = x, res, 7
     plan.step(native.Batch(None, np.zeros(t), np.arange(t)))

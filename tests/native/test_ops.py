@@ -34,7 +34,15 @@ def test_norm(n: int, heads: int, t: int, layer: bool, weighted: bool, biased: b
     x, w, b = activations(rng, t, heads * n) + 1, rng.standard_normal(n).astype(np.float32), rng.standard_normal(n).astype(np.float32)
     p = native.Program(max_rows=t)
     a, y = p.buffer(heads * n), p.buffer(heads * n + 3)
-    p.norm(a, y.columns(2, heads * n), native.vector(w) if weighted else None, native.vector(b) if biased else None, eps=1e-5, layer=layer, count=heads)
+    p.norm(
+        a,
+        y.columns(2, heads * n),
+        native.vector(w) if weighted else None,
+        native.vector(b) if biased else None,
+        eps=1e-5,
+        layer=layer,
+        count=heads,
+    )
     plan = p.build(native.Team(2), isa)
     plan.view(a)[:] = x
     plan.step(tokens(t))
@@ -74,8 +82,14 @@ def test_rotary(heads: int, half: int, start: int, rest: int, interleaved: bool,
 
 
 @settings(max_examples=count(200), deadline=None)
-@given(st.sampled_from(["copy", "add", "multiply", "gate", "softcap"]), st.sampled_from(["none", "silu", "tanh"]), st.integers(1, 20), st.integers(1, 4),
-       st.booleans(), seeds)  # fmt: skip
+@given(
+    st.sampled_from(["copy", "add", "multiply", "gate", "softcap"]),
+    st.sampled_from(["none", "silu", "tanh"]),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.booleans(),
+    seeds,
+)
 def test_element(kind: str, act: str, n: int, pieces: int, by_vector: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     t, by_vector = 5, by_vector and kind in ("add", "multiply")
@@ -91,12 +105,19 @@ def test_element(kind: str, act: str, n: int, pieces: int, by_vector: bool, seed
     plan.step(tokens(t))
     x, z = a.reshape(t, pieces, n + 2)[..., :n], b.reshape(t, pieces, n + 2)[..., :n]
     f = {"none": lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "tanh": np.tanh}[act]
-    expected = {"copy": lambda: 1.5 * f(x), "add": lambda: x + 1.5 * z, "multiply": lambda: 1.5 * x * z, "gate": lambda: f(x) * z,
-                "softcap": lambda: 1.5 * np.tanh(x / 1.5)}[kind]()  # fmt: skip
+    expected = {
+        "copy": lambda: 1.5 * f(x),
+        "add": lambda: x + 1.5 * z,
+        "multiply": lambda: 1.5 * x * z,
+        "gate": lambda: f(x) * z,
+        "softcap": lambda: 1.5 * np.tanh(x / 1.5),
+    }[kind]()
     assert np.allclose(plan.view(y).reshape(t, pieces, n), expected, atol=2e-6, rtol=1e-5)
 
 
-def naive_route(x: np.ndarray, top: int, score: str, bias: np.ndarray, groups: int, keep: int, best_two: bool, normalise: bool) -> tuple[list[int], np.ndarray]:
+def naive_route(
+    x: np.ndarray, top: int, score: str, bias: np.ndarray, groups: int, keep: int, best_two: bool, normalise: bool
+) -> tuple[list[int], np.ndarray]:
     """DeepSeek-V2 and V3's gate for one row, in float64 (V3 report, section 2.1.2; V2, section 2.2)."""
     s = 1 / (1 + np.exp(-x)) if score == "sigmoid" else np.exp(x - x.max()) / np.exp(x - x.max()).sum() if score == "softmax" else x.copy()
     choice = s + bias
@@ -112,8 +133,17 @@ def naive_route(x: np.ndarray, top: int, score: str, bias: np.ndarray, groups: i
 
 
 @settings(max_examples=count(200), deadline=None)
-@given(st.sampled_from(["softmax", "sigmoid", "softmax_chosen"]), st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.integers(1, 6), st.booleans(),
-       st.booleans(), st.booleans(), seeds)  # fmt: skip
+@given(
+    st.sampled_from(["softmax", "sigmoid", "softmax_chosen"]),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    seeds,
+)
 def test_route(score: str, groups: int, per: int, keep: int, top: int, corrected: bool, best_two: bool, normalise: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, keep = groups * per, min(keep, groups)
@@ -121,8 +151,19 @@ def test_route(score: str, groups: int, per: int, keep: int, top: int, corrected
     x, bias = rng.standard_normal((t, n)).astype(np.float32), rng.standard_normal(n).astype(np.float32) * corrected
     p = native.Program(max_rows=t)
     a, y = p.buffer(n), p.buffer(2 * top)
-    p.route(a, y, top=top, score=score, correction=native.vector(bias) if corrected else None, groups=groups, keep=keep, best_two=best_two,
-            normalise=normalise, scale=2.5, eps=1e-20)  # fmt: skip
+    p.route(
+        a,
+        y,
+        top=top,
+        score=score,
+        correction=native.vector(bias) if corrected else None,
+        groups=groups,
+        keep=keep,
+        best_two=best_two,
+        normalise=normalise,
+        scale=2.5,
+        eps=1e-20,
+    )
     plan = p.build(native.Team(2))
     plan.view(a)[:] = x
     plan.step(tokens(t))
@@ -267,7 +308,9 @@ SRC = str(Path(native.__file__).parents[2])
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SRC, **env}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SRC, **env}, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_core_runs_without_torch_and_can_be_turned_off() -> None:
@@ -280,23 +323,42 @@ def test_the_core_runs_without_torch_and_can_be_turned_off() -> None:
 
 
 def test_a_forked_child_is_told() -> None:
-    code = ("import os; from transept import native; t = native.Team(2); p = native.Program(); a = p.buffer(4); p.pool(a, a)\n"
-            "plan = p.build(t); b = native.Batch(None, [0], [0]); plan.step(b)\n"
-            "pid = os.fork()\n"
-            "if pid == 0:\n    try: plan.step(b)\n    except Exception as e: print(e, flush=True)\n    os._exit(0)\n"
-            "os.waitpid(pid, 0)")  # fmt: skip
+    code = (
+        "import os; from transept import native; t = native.Team(2); p = native.Program(); a = p.buffer(4); p.pool(a, a)\n"
+        "plan = p.build(t); b = native.Batch(None, [0], [0]); plan.step(b)\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n    try: plan.step(b)\n    except Exception as e: print(e, flush=True)\n    os._exit(0)\n"
+        "os.waitpid(pid, 0)"
+    )
     done = python(code)
     assert "forked" in done.stdout, done.stderr
 
 
-@pytest.mark.skipif(os.environ.get("TRANSEPT_FULL") != "1", reason="compiles the core with sanitisers (about a minute); runs with TRANSEPT_FULL=1")
+@pytest.mark.slow
+@pytest.mark.serial
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(
+    os.environ.get("TRANSEPT_FULL") != "1", reason="compiles the core with sanitisers (about a minute); runs with TRANSEPT_FULL=1"
+)
 def test_under_the_sanitisers(tmp_path: Path) -> None:
     from transept.native.build import build, compiler
 
     library = build(tmp_path, sanitize=True)
     asan = subprocess.run([compiler() or "c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    env = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "TRANSEPT_NATIVE_LIBRARY": str(library), "TRANSEPT_FULL": "0"}
+    env = {
+        **os.environ,
+        "LD_PRELOAD": asan,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TRANSEPT_NATIVE_LIBRARY": str(library),
+        "TRANSEPT_FULL": "0",
+    }
     files = ["tests/native/test_linear.py", "tests/native/test_ops.py", "tests/native/test_attend.py"]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files], env=env, capture_output=True, text=True,
-                          timeout=1200, cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=2400,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

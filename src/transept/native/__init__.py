@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transept.native.library import available, isa, why_not
-
 if TYPE_CHECKING:
     from transept.native.binding import Batch, Cache, Plan, Program, Raw, Team, View, Weight, gated_bias, pack, packed_bytes, raw, vector
+    from transept.native.library import available, isa, why_not
 
-__all__ = ["Batch", "Cache", "Plan", "Program", "Raw", "Team", "View", "Weight", "available", "gated_bias", "isa", "pack", "packed_bytes", "raw", "vector", "why_not"]
+__all__ = [
+    "Batch",
+    "Cache",
+    "Plan",
+    "Program",
+    "Raw",
+    "Team",
+    "View",
+    "Weight",
+    "available",
+    "gated_bias",
+    "isa",
+    "pack",
+    "packed_bytes",
+    "raw",
+    "vector",
+    "why_not",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from transept.native import binding
+        from transept.native import binding, library
 
-        return getattr(binding, name)
+        return getattr(library if name in ("available", "isa", "why_not") else binding, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,20 @@ from numpy.typing import ArrayLike, NDArray
 from transept.core.errors import ConfigError, InputError, nearest
 from transept.native.library import library
 
-KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30, "VECTOR": 100}
+KINDS = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 6,
+    "Q5_1": 7,
+    "Q8_0": 8,
+    "Q4_K": 12,
+    "Q5_K": 13,
+    "Q6_K": 14,
+    "BF16": 30,
+    "VECTOR": 100,
+}
 CACHE_KINDS = {"F32": 0, "F16": 1, "Q8": 2}
 ACTS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "quick_gelu": 5, "relu2": 6, "sigmoid": 7, "tanh": 8}
 OPS = ("embed", "angles", "linear", "norm", "rotary", "append", "attend", "element", "route", "experts", "gather", "pool", "unfold")
@@ -40,8 +53,17 @@ class CView(ctypes.Structure):
 class CRecord(ctypes.Structure):
     """One record, as the core sees it: op, row set, views a b c and y, weights, integers, floats."""
 
-    _fields_ = [("op", ctypes.c_int32), ("rows", ctypes.c_int32), ("a", CView), ("b", CView), ("c", CView), ("y", CView),
-                ("w", ctypes.c_int32 * 4), ("i", ctypes.c_int32 * 12), ("f", ctypes.c_float * 4)]  # fmt: skip
+    _fields_ = [
+        ("op", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("a", CView),
+        ("b", CView),
+        ("c", CView),
+        ("y", CView),
+        ("w", ctypes.c_int32 * 4),
+        ("i", ctypes.c_int32 * 12),
+        ("f", ctypes.c_float * 4),
+    ]
 
 
 class CWeight(ctypes.Structure):
@@ -53,7 +75,9 @@ class CWeight(ctypes.Structure):
 class CCache(ctypes.Structure):
     """A cache's shape and memory."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in ("kv_heads", "head", "vhead", "kind", "latent", "space", "pages")] + [("data", ctypes.c_void_p)]
+    _fields_ = [(name, ctypes.c_int32) for name in ("kv_heads", "head", "vhead", "kind", "latent", "space", "pages")] + [
+        ("data", ctypes.c_void_p)
+    ]
 
 
 class CRows(ctypes.Structure):
@@ -71,8 +95,14 @@ class CSpace(ctypes.Structure):
 class CBatch(ctypes.Structure):
     """What one step computes."""
 
-    _fields_ = [("rows", CRows * 4), ("ids", ctypes.c_void_p), ("segments", ctypes.c_void_p), ("select", ctypes.c_void_p),
-                ("space", CSpace * 2), ("sequences", ctypes.c_int32)]  # fmt: skip
+    _fields_ = [
+        ("rows", CRows * 4),
+        ("ids", ctypes.c_void_p),
+        ("segments", ctypes.c_void_p),
+        ("select", ctypes.c_void_p),
+        ("space", CSpace * 2),
+        ("sequences", ctypes.c_int32),
+    ]
 
 
 def _fail() -> ConfigError:
@@ -107,7 +137,9 @@ class Raw:
 
 
 def raw(data: Any, kind: str | None = None, k: int | None = None) -> Raw:
-    """Name a matrix's bytes. Float arrays or tensors [n, k] become `kind` F32 (default), F16 or BF16; stored bytes [n, bytes] need `kind` and `k`.
+    """Name a matrix's bytes. Float arrays or tensors [n, k] become `kind` F32 (default), F16 or BF16.
+
+    Stored bytes [n, bytes] need `kind` and `k`.
 
     Errors: ConfigError for an unknown kind or bytes that do not match it.
     """
@@ -177,7 +209,9 @@ def pack(*parts: Raw, gated: bool = False) -> Weight:
     for i, part in enumerate(parts):
         start = at + (i % 2) * panel if gated else at
         stride = panel * (2 if gated else 1)
-        if library().transept_pack(KINDS[kind], part.n, k, part.data.ctypes.data, part.data.nbytes, out.ctypes.data + start, out.nbytes - start, stride):
+        if library().transept_pack(
+            KINDS[kind], part.n, k, part.data.ctypes.data, part.data.nbytes, out.ctypes.data + start, out.nbytes - start, stride
+        ):
             raise _fail()
         if not gated or i % 2:
             at += packed_bytes(kind, part.n, k) * (2 if gated else 1)
@@ -191,7 +225,9 @@ class Cache:
     `vhead` columns are its values (multi-head latent attention, DeepSeek-V2). `space` 0 is a sequence's own pages, 1 its memory's.
     """
 
-    def __init__(self, kv_heads: int, head: int, pages: int, *, vhead: int | None = None, kind: str = "F32", latent: bool = False, space: int = 0) -> None:
+    def __init__(
+        self, kv_heads: int, head: int, pages: int, *, vhead: int | None = None, kind: str = "F32", latent: bool = False, space: int = 0
+    ) -> None:
         self.kv_heads, self.head, self.vhead, self.pages = kv_heads, head, vhead or head, pages
         self.kind, self.latent, self.space = kind, latent, space
         shape = CCache(kv_heads, head, self.vhead, _choose(CACHE_KINDS, kind, "The cache kind"), int(latent), space, pages, None)
@@ -257,7 +293,15 @@ class Program:
         pool.append(item)
         return len(pool) - 1
 
-    def _add(self, op: str, rows: int, views: Sequence[View | None], w: Sequence[Weight | None] = (), i: Sequence[int] = (), f: Sequence[float] = ()) -> View:
+    def _add(
+        self,
+        op: str,
+        rows: int,
+        views: Sequence[View | None],
+        w: Sequence[Weight | None] = (),
+        i: Sequence[int] = (),
+        f: Sequence[float] = (),
+    ) -> View:
         record = CRecord(OPS.index(op), rows)
         for name, view in zip("abcy", views, strict=True):
             setattr(record, name, CView(view.buffer, view.at) if view else CView(-1, 0))
@@ -273,7 +317,9 @@ class Program:
         assert views[3] is not None
         return views[3]
 
-    def embed(self, table: Weight, out: View, *, source: str = "ids", offset: int = 0, add: bool = False, scale: float = 1.0, rows: int = TOKENS) -> View:
+    def embed(
+        self, table: Weight, out: View, *, source: str = "ids", offset: int = 0, add: bool = False, scale: float = 1.0, rows: int = TOKENS
+    ) -> View:
         """out [t d] = (out +) scale * table[number + offset]; `source` ids, positions or segments. Any weight kind, or a vector table."""
         code = _choose({"ids": 0, "positions": 1, "segments": 2}, source, "The embedding source")
         return self._add("embed", rows, (None, None, None, out), (table,), (code, offset, add), (scale,))
@@ -282,8 +328,23 @@ class Program:
         """out [t 2n] = scale * (cos(position * inv_freq), sin(position * inv_freq)); once per step and kind of rotary."""
         return self._add("angles", rows, (None, None, None, out), (inv_freq,), (), (scale,))
 
-    def linear(self, x: View, weight: Weight, out: View, *, bias: Weight | None = None, act: str = "none", gated: bool = False, residual: View | None = None,
-               alpha: float = 1.0, int8: bool = False, groups: int = 1, group_in: int = 0, group_out: int = 0, rows: int = TOKENS) -> View:  # fmt: skip
+    def linear(
+        self,
+        x: View,
+        weight: Weight,
+        out: View,
+        *,
+        bias: Weight | None = None,
+        act: str = "none",
+        gated: bool = False,
+        residual: View | None = None,
+        alpha: float = 1.0,
+        int8: bool = False,
+        groups: int = 1,
+        group_in: int = 0,
+        group_out: int = 0,
+        rows: int = TOKENS,
+    ) -> View:
         """out = residual + alpha * act(x W + bias); gated: act(x W_gate + b) * (x W_up + b). `int8` quantises x by blocks of 32.
 
         With groups g, output columns g * group_out read input columns g * group_in (per-head matrices, absorbed latent attention).
@@ -292,12 +353,24 @@ class Program:
         ints = (_choose(ACTS, act, "The activation"), int8, gated, groups, group_out, group_in)
         return self._add("linear", rows, (x, residual, None, out), (weight, bias), ints, (alpha,))
 
-    def norm(self, x: View, out: View, weight: Weight | None, bias: Weight | None = None, *, eps: float, layer: bool = False, count: int = 1,
-             rows: int = TOKENS) -> View:  # fmt: skip
-        """RMSNorm, or LayerNorm where `layer`, of `count` vectors lying side by side (count = heads: norm of each head). In place allowed."""
+    def norm(
+        self,
+        x: View,
+        out: View,
+        weight: Weight | None,
+        bias: Weight | None = None,
+        *,
+        eps: float,
+        layer: bool = False,
+        count: int = 1,
+        rows: int = TOKENS,
+    ) -> View:
+        """RMSNorm, or LayerNorm where `layer`, of `count` vectors lying side by side (heads). In place allowed."""
         return self._add("norm", rows, (x, None, None, out), (weight, bias), (layer, count, out.width // count), (eps,))
 
-    def rotary(self, x: View, angles: View, *, heads: int, width: int | None = None, start: int = 0, interleaved: bool = False, rows: int = TOKENS) -> View:
+    def rotary(
+        self, x: View, angles: View, *, heads: int, width: int | None = None, start: int = 0, interleaved: bool = False, rows: int = TOKENS
+    ) -> View:
         """Rotate, in place, `width` columns from `start` of each head by the angles [t width] (half-split pairs, or neighbours)."""
         head = x.width // heads
         return self._add("rotary", rows, (x, angles, None, x), (), (heads, head, width or head - start, start, interleaved))
@@ -306,8 +379,21 @@ class Program:
         """Write keys [t h e] and values to the pages at each row's position. Latent: k the latent [t r], v the rotated key."""
         return self._add("append", rows, (k, v, None, k), (), (self._index(self.caches, cache),))
 
-    def attend(self, cache: Cache, q: View, out: View, *, heads: int, scale: float, left: int = -1, right: int = 0, cap: float = 0.0,
-               bias: Weight | None = None, bias_zero: int = 0, rows: int = TOKENS) -> View:  # fmt: skip
+    def attend(
+        self,
+        cache: Cache,
+        q: View,
+        out: View,
+        *,
+        heads: int,
+        scale: float,
+        left: int = -1,
+        right: int = 0,
+        cap: float = 0.0,
+        bias: Weight | None = None,
+        bias_zero: int = 0,
+        rows: int = TOKENS,
+    ) -> View:
         """Softmax attention of q [t h e] over the cache; key j is seen by position i where i - left <= j <= i + right (-1: no limit).
 
         Causal: right=0; window w: left=w-1; all of a memory: right=-1. `cap` squashes scores by tanh; `bias` [heads n] is read at
@@ -316,8 +402,19 @@ class Program:
         ints = (self._index(self.caches, cache), heads, left, right, bias_zero)
         return self._add("attend", rows, (q, None, None, out), (bias,), ints, (scale, cap))
 
-    def element(self, kind: str, a: View, out: View, b: View | Weight | None = None, *, act: str = "none", alpha: float = 1.0, count: int = 1,
-                strides: tuple[int, int, int] = (0, 0, 0), rows: int = TOKENS) -> View:  # fmt: skip
+    def element(
+        self,
+        kind: str,
+        a: View,
+        out: View,
+        b: View | Weight | None = None,
+        *,
+        act: str = "none",
+        alpha: float = 1.0,
+        count: int = 1,
+        strides: tuple[int, int, int] = (0, 0, 0),
+        rows: int = TOKENS,
+    ) -> View:
         """copy: alpha * act(a); add: a + alpha * b; multiply: alpha * a * b; gate: act(a) * b; softcap: alpha * tanh(a / alpha).
 
         `count` pieces of out.width // count (or of `out.width` where strides are given) at the strides of a, b and out.
@@ -328,8 +425,22 @@ class Program:
         second = b if isinstance(b, View) else None
         return self._add("element", rows, (a, second, None, out), (b if isinstance(b, Weight) else None,), ints, (alpha,))
 
-    def route(self, scores: View, out: View, *, top: int, score: str = "softmax", correction: Weight | None = None, groups: int = 1, keep: int = 1,
-              best_two: bool = False, normalise: bool = False, scale: float = 1.0, eps: float = 0.0, rows: int = TOKENS) -> View:  # fmt: skip
+    def route(
+        self,
+        scores: View,
+        out: View,
+        *,
+        top: int,
+        score: str = "softmax",
+        correction: Weight | None = None,
+        groups: int = 1,
+        keep: int = 1,
+        best_two: bool = False,
+        normalise: bool = False,
+        scale: float = 1.0,
+        eps: float = 0.0,
+        rows: int = TOKENS,
+    ) -> View:
         """Choose `top` experts per row: out [t 2 top] = their numbers, then their weights.
 
         Scores pass softmax, sigmoid, or softmax over the chosen; the choice adds `correction`, and sees only the `keep` best of
@@ -338,8 +449,23 @@ class Program:
         ints = (scores.width, top, _choose(SCORES, score, "The router score"), groups, keep, normalise, best_two)
         return self._add("route", rows, (scores, None, None, out), (correction,), ints, (scale, eps))
 
-    def experts(self, x: View, routing: View, up: Weight, down: Weight, out: View, *, experts: int, act: str, gated: bool = True, residual: View | None = None,
-                bias_up: Weight | None = None, bias_down: Weight | None = None, int8: bool = False, rows: int = TOKENS) -> View:  # fmt: skip
+    def experts(
+        self,
+        x: View,
+        routing: View,
+        up: Weight,
+        down: Weight,
+        out: View,
+        *,
+        experts: int,
+        act: str,
+        gated: bool = True,
+        residual: View | None = None,
+        bias_up: Weight | None = None,
+        bias_down: Weight | None = None,
+        int8: bool = False,
+        rows: int = TOKENS,
+    ) -> View:
         """out = residual + sum over the routed experts of weight * down(act(gate x) * up x); weights stacked over experts by `pack`."""
         ints = (experts, routing.width // 2, _choose(ACTS, act, "The activation"), int8, gated)
         return self._add("experts", rows, (x, routing, residual, out), (up, down, bias_up, bias_down), ints)
@@ -353,7 +479,7 @@ class Program:
         return self._add("pool", SEQUENCES, (x, None, None, out), (), (source, _choose(POOLS, kind, "The pooling"), out.width))
 
     def unfold(self, x: View, out: View, *, kernel: int, stride: int, pad: int, source: int = TOKENS, rows: int = OTHER) -> View:
-        """out [frames kernel*c]: the windows of a one-dimensional convolution, zeros outside the sequence; a linear [n, kernel*c] follows."""
+        """out [frames kernel*c]: the windows of a one-dimensional convolution, zeros outside the sequence; a linear follows."""
         return self._add("unfold", rows, (x, None, None, out), (), (kernel, stride, pad, x.width, source))
 
     def build(self, team: Team, isa: str = "") -> Plan:
@@ -386,10 +512,21 @@ class Batch:
     `select` are the rows whose logits are wanted; `other` describes row set 3 as (sequence, position).
     """
 
-    def __init__(self, ids: ArrayLike | None, sequence: ArrayLike, position: ArrayLike, *, tables: ArrayLike | None = None,
-                 select: ArrayLike | None = None, lengths: ArrayLike | None = None, memory_tables: ArrayLike | None = None,
-                 memory_lengths: ArrayLike | None = None, segments: ArrayLike | None = None, other: tuple[ArrayLike, ArrayLike] | None = None,
-                 sequences: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ids: ArrayLike | None,
+        sequence: ArrayLike,
+        position: ArrayLike,
+        *,
+        tables: ArrayLike | None = None,
+        select: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        memory_tables: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        other: tuple[ArrayLike, ArrayLike] | None = None,
+        sequences: int | None = None,
+    ) -> None:
         seq, pos = _ints(sequence), _ints(position)
         assert seq is not None and pos is not None
         table, memory_table = _ints(tables), _ints(memory_tables)
@@ -397,8 +534,12 @@ class Batch:
         chosen, other_seq, other_pos = _ints(select), *((_ints(a) for a in other) if other else (None, None))
         if chosen is not None and chosen.size and (chosen.min() < 0 or chosen.max() >= seq.size):
             raise InputError(f"Selected rows {chosen.min()}..{chosen.max()} are not among the step's {seq.size} rows.")
-        sets = ((seq, pos), (seq[chosen] if chosen is not None and chosen.size else None, pos[chosen] if chosen is not None and chosen.size else None),
-                (np.arange(count, dtype=np.int32), None), (other_seq, other_pos))  # fmt: skip
+        sets = (
+            (seq, pos),
+            (seq[chosen] if chosen is not None and chosen.size else None, pos[chosen] if chosen is not None and chosen.size else None),
+            (np.arange(count, dtype=np.int32), None),
+            (other_seq, other_pos),
+        )
         sizes = (seq.size, 0 if chosen is None else chosen.size, count, 0 if other_seq is None else other_seq.size)
         per_token = {"ids": _ints(ids), "segments": _ints(segments), "position": pos}
         for name, array in per_token.items():
@@ -410,11 +551,18 @@ class Batch:
         length, memory_length = _ints(lengths), _ints(memory_lengths)
         if any(a is not None and a.size != count for a in (length, memory_length)):
             raise InputError(f"Lengths must be given for each of the {count} sequences.")
-        starts = [None if s is None else np.searchsorted(s, np.arange(count + 1)).astype(np.int32) if np.all(np.diff(s) >= 0) else None for s, _ in sets]
+        starts = [
+            None if s is None else np.searchsorted(s, np.arange(count + 1)).astype(np.int32) if np.all(np.diff(s) >= 0) else None
+            for s, _ in sets
+        ]
         self.keep = (sets, starts, per_token, table, memory_table, chosen, length, memory_length)
         rows = [CRows(n, _address(s), _address(p), _address(at)) for n, (s, p), at in zip(sizes, sets, starts, strict=True)]
-        spaces = [CSpace(_address(t), 0 if t is None else t.shape[1], _address(n)) for t, n in ((table, length), (memory_table, memory_length))]
-        self.shape = CBatch((CRows * 4)(*rows), _address(per_token["ids"]), _address(per_token["segments"]), _address(chosen), (CSpace * 2)(*spaces), count)
+        spaces = [
+            CSpace(_address(t), 0 if t is None else t.shape[1], _address(n)) for t, n in ((table, length), (memory_table, memory_length))
+        ]
+        self.shape = CBatch(
+            (CRows * 4)(*rows), _address(per_token["ids"]), _address(per_token["segments"]), _address(chosen), (CSpace * 2)(*spaces), count
+        )
 
 
 class Plan:
@@ -429,8 +577,21 @@ class Plan:
         caches = (CCache * len(program.caches))(*[c.shape for c in program.caches])
         cache_bytes = (ctypes.c_int64 * len(program.caches))(*[c.data.nbytes for c in program.caches])
         widths = (ctypes.c_int32 * len(program.widths))(*program.widths)
-        self.handle = core.transept_plan_new(records, len(records), weights, weight_bytes, len(weights), caches, cache_bytes, len(caches), widths, len(widths),
-                                             program.max_rows, team.handle, isa.encode())  # fmt: skip
+        self.handle = core.transept_plan_new(
+            records,
+            len(records),
+            weights,
+            weight_bytes,
+            len(weights),
+            caches,
+            cache_bytes,
+            len(caches),
+            widths,
+            len(widths),
+            program.max_rows,
+            team.handle,
+            isa.encode(),
+        )
         if not self.handle:
             raise _fail()
         self.buffers = [self._buffer(i, width) for i, width in enumerate(program.widths)]
@@ -450,7 +611,10 @@ class Plan:
             raise InputError(f"The native core refused the step: {library().transept_error().decode()}.")
 
     def view(self, view: View, n: int | None = None) -> NDArray[np.float32]:
-        """The first n rows of a view [n, width], live: the next step overwrites them, and inputs are written through it. Valid while the plan lives."""
+        """The first n rows of a view [n, width], live: the next step overwrites them, and inputs are written through it.
+
+        Valid while the plan lives.
+        """
         return self.buffers[view.buffer][:n, view.at : view.at + view.width]
 
     def __del__(self) -> None:

@@ -19,7 +19,10 @@ CORE = Path(__file__).parent / "core"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 COMMON = ("api", "check", "pack", "plan", "team", "kernels_plain")
-ISA = {"x86_64": {"kernels_avx2": ["-O3", "-mavx2", "-mfma", "-mf16c"]}, "aarch64": {"kernels_neon": ["-O3", "-march=armv8.2-a+dotprod+fp16"]}}
+ISA = {
+    "x86_64": {"kernels_avx2": ["-O3", "-mavx2", "-mfma", "-mf16c"]},
+    "aarch64": {"kernels_neon": ["-O3", "-march=armv8.2-a+dotprod+fp16"]},
+}
 
 
 def source_hash() -> str:
@@ -74,14 +77,31 @@ def build(out_dir: Path | str | None = None, sanitize: bool = False) -> Path:
     extra = SANITIZE if sanitize else []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = {name: str(Path(folder) / f"{name}.o") for name in units}
-        jobs = [pool.submit(_run, [cxx, *FLAGS, *extra, *flags, "-c", str(CORE / f"{name}.cpp"), "-o", objects[name]]) for name, flags in units.items()]
+        jobs = [
+            pool.submit(_run, [cxx, *FLAGS, *flags, *extra, "-c", str(CORE / f"{name}.cpp"), "-o", objects[name]])
+            for name, flags in units.items()
+        ]
         for job in jobs:
             job.result()
         made = Path(folder) / target.name
-        _run([cxx, "-shared", "-pthread", *([] if sanitize else ["-static-libstdc++", "-static-libgcc"]), *extra, *objects.values(), "-o", str(made)])
+        _run(
+            [
+                cxx,
+                "-shared",
+                "-pthread",
+                *([] if sanitize else ["-static-libstdc++", "-static-libgcc"]),
+                *extra,
+                *objects.values(),
+                "-o",
+                str(made),
+            ]
+        )
         part = target.with_suffix(f".{os.getpid()}.part")
         shutil.copy(made, part)
         os.replace(part, target)
+    for stale in out.glob(f"transept_native-*{'-sanitize' if sanitize else ''}.so"):
+        if stale != target and stale.stem.endswith("-sanitize") == sanitize:
+            stale.unlink(missing_ok=True)  # a library of older sources would never be opened again
     return target
 
 

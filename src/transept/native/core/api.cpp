@@ -119,7 +119,10 @@ EXPORT uint64_t transept_read(Team *team, const uint64_t *data, int64_t words) {
         Job &j = *static_cast<Job *>(arg);
         int64_t from = j.words / j.size * id, to = id == j.size - 1 ? j.words : from + j.words / j.size;
         uint64_t s[8] = {};
-        for (int64_t i = from; i + 8 <= to; i += 8) for (int k = 0; k < 8; k++) s[k] += j.data[i + k];
+        for (int64_t i = from; i + 8 <= to; i += 8) {
+            __builtin_prefetch(j.data + i + 256);
+            for (int k = 0; k < 8; k++) s[k] += j.data[i + k];
+        }
         for (uint64_t v : s) j.sum += v;
     }, &job);
     return job.sum;

@@ -108,11 +108,17 @@ INLINE void rows(const float *tile, int ldw, int n, const float *const *x, int a
     }
 }
 
+// Panels follow each other in memory: fetch what comes 2 kB later, across the ends of pages where the hardware stops.
+template <int K> INLINE void ahead(const uint8_t *body) {
+    UNROLL for (int i = 0; i < layout(K).body(); i += 64) __builtin_prefetch(body + 2048 + i);
+}
+
 template <int K> static void panel_float_of(const uint8_t *panel, int k, const float *const *x, int t, float *sums) {
     float tile[KB * NR];
     for (int r = 0; r < t; r++) store(sums + NR * r, zero());
     Walk<K> w(panel);
     for (int b = 0; b < blocks_of(k); b++, w.next()) {
+        if (t <= 4) ahead<K>(w.body);
         const float *f = widen<K>(w.head, w.body, tile);
         rows(f, NR, k - KB * b < KB ? k - KB * b : KB, x, KB * b, t, sums, NR);
     }
@@ -219,10 +225,7 @@ template <int K, int R> static void few(const uint8_t *panel, int nb, const QRow
     UNROLL for (int r = 0; r < R; r++) store(sums + NR * r, zero());
     Walk<K> w(panel);
     for (int b = 0; b < nb; b++, w.next()) {
-        __builtin_prefetch(w.body + 2048);
-        __builtin_prefetch(w.body + 2048 + 64);
-        __builtin_prefetch(w.body + 2048 + 128);
-        __builtin_prefetch(w.body + 2048 + 192);
+        ahead<K>(w.body);
         add_block<K, R>([&](int g) { return group<K>(w.body, g); }, w.head, w.body, x, b, sums);
     }
 }
