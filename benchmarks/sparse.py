@@ -2,9 +2,10 @@
 
     python benchmarks/sparse.py [--lengths 1024 2048 ...] [--repeat 3]
 
-One layer's attention of 8 heads of width 64, forward, one row, one thread, the plan of the mask included. Time is processor time, the best of the
-repetitions, so that a busy machine does not blur it; memory is the growth of the resident peak in a process of its own. Dense is torch's fused kernel without a
-mask, and with the triangle for the causal patterns: nothing dense is faster here. The slope is fitted to the logarithms of all lengths.
+One layer's attention of 8 heads of width 64, forward, one row, one thread, the plan of the mask included. Time is processor time, the best
+of the repetitions, so that a busy machine does not blur it; memory is the growth of the resident peak in a process of its own. Dense is
+torch's fused kernel without a mask, and with the triangle for the causal patterns: nothing dense is faster here. The slope is fitted to
+the logarithms of all lengths.
 """
 
 from __future__ import annotations
@@ -126,8 +127,13 @@ def main() -> None:
         shown = "  ".join(f"{n // 1024}k {row['seconds'] * 1e3:7.1f} ms {row['bytes'] / 2**20:5.0f} MiB" for n, row in table[name].items())
         times = {n: row["seconds"] for n, row in table[name].items()}
         print(f"{name:34s} {shown}  slope {slope(times) if len(times) > 1 else math.nan:.2f}", flush=True)
-    slopes = {name: {what: slope({n: max(row[what], 1) if what == "bytes" else row[what] for n, row in rows.items()}) for what in ("seconds", "bytes")}
-              for name, rows in table.items()}
+    slopes = {
+        name: {
+            what: slope({n: max(row[what], 1) if what == "bytes" else row[what] for n, row in rows.items()})
+            for what in ("seconds", "bytes")
+        }
+        for name, rows in table.items()
+    }
     DOCS.joinpath("sparse.json").write_text(json.dumps({"torch": torch.__version__, "measured": table, "slope": slopes}, indent=2) + "\n")
     plot(table, DOCS / "sparse.png")
 

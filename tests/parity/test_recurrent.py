@@ -58,7 +58,9 @@ def test_skip_connections_are_the_stride_k_recurrence(name: str, stride: int) ->
 
 
 def test_lstm_gate_cases_exactly() -> None:
-    """i = 0, f = 1: the cell keeps what it had, to the bit; i = 1, f = 0: it takes the new value (row 4). Also through the biases of a real layer."""
+    """i = 0, f = 1: the cell keeps what it had, to the bit; i = 1, f = 0: it takes the new value (row 4). Also through the biases of a
+    real layer.
+    """
     torch.manual_seed(3)
     c, new, o = torch.randn(4, 9), torch.randn(4, 9).tanh(), torch.rand(4, 9)
     zero, one = torch.zeros(4, 9), torch.ones(4, 9)
@@ -124,7 +126,11 @@ def test_elmo_is_two_lstms_that_never_meet() -> None:
         stacks = []
         for side, flip in ((m.forwards, False), (m.backwards, True)):
             oracle = nn.LSTM(32, 32, 2, batch_first=True)
-            named = {key.replace("_l0", f"_l{i}"): value for i, layer in enumerate(side.layers) for key, value in layer.kernel.state_dict().items()}
+            named = {
+                key.replace("_l0", f"_l{i}"): value
+                for i, layer in enumerate(side.layers)
+                for key, value in layer.kernel.state_dict().items()
+            }
             oracle.load_state_dict(named)
             y, _ = oracle(x.flip(1) if flip else x)
             stacks.append(y.flip(1) if flip else y)
@@ -201,7 +207,9 @@ def test_sequence_to_sequence_with_and_without_attention(look: str) -> None:
             if maps is not None:
                 assert (heard[0][row, 0] - maps).abs().max() <= 1e-5
         cache = m.cache(3)
-        steps = torch.cat([m(part, source=source if i == 0 else None, cache=cache).logits for i, part in enumerate(ids.split([1, 4, 2], 1))], 1)
+        steps = torch.cat(
+            [m(part, source=source if i == 0 else None, cache=cache).logits for i, part in enumerate(ids.split([1, 4, 2], 1))], 1
+        )
         assert (steps - whole.logits).abs().max() <= 1e-6
         source_mask = torch.ones(3, 9, dtype=torch.bool)
         source_mask[0, 6:] = source_mask[1, :3] = False

@@ -20,8 +20,15 @@ from transept.core.tap import listening
 SIZES = {"vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 80, "num_hidden_layers": 2}
 THREE = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
 DROPLESS = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-LONG = {**SIZES, "max_position_embeddings": 706, "attention_window": [16, 32], "pad_token_id": 1, "sep_token_id": 2, "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5}
+LONG = {
+    **SIZES,
+    "max_position_embeddings": 706,
+    "attention_window": [16, 32],
+    "pad_token_id": 1,
+    "sep_token_id": 2,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
 BIG = {**SIZES, "max_position_embeddings": 1100, "block_size": 16, "num_random_blocks": 2, "pad_token_id": 0, **DROPLESS}
 LONG_FORMS = ("MaskedLM", "SequenceClassification", "QuestionAnswering", "TokenClassification", "MultipleChoice")
 BIG_FORMS = ("ForPreTraining", "ForMaskedLM", "Model", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
@@ -151,8 +158,17 @@ def results(m: Mirror, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]
     ours = m.ours.model(ids, mask=mask)
     if choices:
         return [(ours.logits, theirs.logits.T)]
-    pairs = [(getattr(ours, a), theirs[b]) for a, b in (("logits", "logits"), ("logits", "prediction_logits"), ("nsp", "seq_relationship_logits"),
-                                                       ("pooled", "pooler_output"), ("hidden", "last_hidden_state")) if b in theirs]
+    pairs = [
+        (getattr(ours, a), theirs[b])
+        for a, b in (
+            ("logits", "logits"),
+            ("logits", "prediction_logits"),
+            ("nsp", "seq_relationship_logits"),
+            ("pooled", "pooler_output"),
+            ("hidden", "last_hidden_state"),
+        )
+        if b in theirs
+    ]
     assert pairs
     return [(a[mask], b[mask]) if a.shape[:2] == mask.shape else (a, b) for a, b in pairs]
 
@@ -210,7 +226,11 @@ def test_transformers_loads_the_bigbird_that_this_library_saves(form: str, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "architecture", "millions"),
-    [("longformer-base", "LongformerForMaskedLM", 148.7), ("bigbird-base", "BigBirdModel", 127.5), ("bigbird-base", "BigBirdForPreTraining", 128.1)],
+    [
+        ("longformer-base", "LongformerForMaskedLM", 148.7),
+        ("bigbird-base", "BigBirdModel", 127.5),
+        ("bigbird-base", "BigBirdForPreTraining", 128.1),
+    ],
 )
 def test_parameter_counts(name: str, architecture: str, millions: float) -> None:
     page, spec = size(name)

@@ -7,13 +7,15 @@ from torch import nn
 
 from transept.blocks.cache import Cache, Memory
 from transept.blocks.recurrent import Carried, Cell, Recurrence, checked, follow
+from transept.blocks.seq2seq import Reader
 from transept.blocks.stack import Decoder
+from transept.core.errors import InputError
 from transept.core.shapes import Bool, Float, Int, Tensor
 from transept.core.tap import peek
 from transept.ops.masks import PAD, Positions
 
 
-class BiEncoder(nn.Module):
+class BiEncoder(Reader):
     """A recurrence from each side; a token's states of both stand side by side, [b s 2n] (Bahdanau et al. 2014, section 3.2)."""
 
     def __init__(self, embed: nn.Module, forwards: Recurrence, backwards: Recurrence):
@@ -116,7 +118,8 @@ class AlignedDecoder(Decoder):
     ) -> Float[Tensor, "b t d"]:
         """The states from which the next tokens are scored."""
         checked(ids, mask)
-        assert memory is not None
+        if memory is None:
+            raise InputError("this model reads a source beside its input: give source=, or a cache that holds one")
         slot = None if cache is None else cache.slots[0]["state"]
         before = slot.state[0] if isinstance(slot, Carried) and slot.state is not None else self.begin(memory).expand(len(ids), -1)
         y, state = self.attend(self.cell, self.embed(ids), before, memory, mask)

@@ -1,4 +1,6 @@
-"""BigBird's attention: global, window and random blocks (Zaheer et al. 2020, arXiv 2007.14062, section 2; rows 43-46), drawn as in its published code."""
+"""BigBird's attention: global, window and random blocks (Zaheer et al. 2020, arXiv 2007.14062, section 2; rows 43-46), drawn as in its
+published code.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ from transept.ops.patterns import Listed
 class BlockSparseAttention(Traits, nn.Module):
     """ITC of the paper: the first and the last block are global, each block sees itself and both neighbours, and `random` blocks more.
 
-    In training the random blocks are drawn for each head by `seed`. In evaluation the published code draws none and names the first block in their
-    place, so that its keys count 1 + `random` times; so does this. A text of at most 5 + 2 `random` blocks sees everything.
+    In training the random blocks are drawn for each head by `seed`. In evaluation the published code draws none and names the first block
+    in their place, so that its keys count 1 + `random` times; so does this. A text of at most 5 + 2 `random` blocks sees everything.
     """
 
     def __init__(self, dim: int, heads: int, block: int, random: int, *, seed: int, longest: int):
@@ -61,7 +63,9 @@ class BlockSparseAttention(Traits, nn.Module):
         inner = (mask.q.index >= self.block) & (mask.q.index // self.block < -(-q.shape[2] // self.block) - 1)
         first = (mask.k.index >= 0) & (mask.k.index < self.block)
         height = math.log(1 + self.random) / self.scale
-        more = [torch.stack((flag * 1.0, *[torch.zeros_like(flag, dtype=torch.float)] * 7), -1).to(q.dtype)[:, None] for flag in (inner, first)]
+        more = [
+            torch.stack((flag * 1.0, *[torch.zeros_like(flag, dtype=torch.float)] * 7), -1).to(q.dtype)[:, None] for flag in (inner, first)
+        ]
         grown = [torch.cat((x, extra.expand(*x.shape[:3], -1)), -1) for x, extra in zip((q, k), (more[0] * height, more[1]), strict=True)]
         return grown[0], grown[1], F.pad(v, (0, 8))
 
@@ -79,8 +83,8 @@ def _table(blocks: int, drawn: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, 
 
 @lru_cache(maxsize=64)
 def draw(blocks: int, size: int, random: int, heads: int, origin: tuple[int, int]) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """For each head the random blocks of each block but the first and the last, in the published code's order of drawing; `origin` is the seed and
-    the longest text of the model.
+    """For each head the random blocks of each block but the first and the last, in the published code's order of drawing; `origin` is the
+    seed and the longest text of the model.
 
     At exactly 1024 tokens that code draws the last block, which is global too, and counts it twice; this counts it once.
     """

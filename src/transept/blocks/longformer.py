@@ -1,4 +1,6 @@
-"""Sliding-window attention with tokens that see all and are seen by all through projections of their own (Beltagy et al. 2020; rows 44, 45, 49)."""
+"""Sliding-window attention with tokens that see all and are seen by all through projections of their own (Beltagy et al. 2020; rows 44,
+45, 49).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class GlobalContext(Context):
 
 
 class GlobalAttention(Traits, nn.Module):
-    """Local attention under `mask`, where every query also sees the global tokens; those see all, by `q_all`, `k_all` and `v_all` (section 3.1)."""
+    """Local attention under `mask`, where every query also sees the global tokens; those see all, by `q_all`, `k_all` and `v_all`
+    (section 3.1).
+    """
 
     def __init__(self, dim: int, heads: int, mask: Mask):
         super().__init__()
@@ -63,7 +67,13 @@ class GlobalAttention(Traits, nn.Module):
         where = ctx.positions.index.expand(len(chosen), -1)
         mask = Bound(Full(), Positions(where.gather(1, columns).where(real, PAD), None), Positions(where, None))
         picked = x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))
-        full = attend(split(self.q_all(picked), self.heads), split(self.k_all(x), self.heads), split(self.v_all(x), self.heads), mask=mask, scale=self.scale)
+        full = attend(
+            split(self.q_all(picked), self.heads),
+            split(self.k_all(x), self.heads),
+            split(self.v_all(x), self.heads),
+            mask=mask,
+            scale=self.scale,
+        )
         at = columns[:, None, :, None].expand_as(full)
         return y.scatter(2, at, full.where(real[:, None, :, None], y.gather(2, at)))
 
@@ -105,7 +115,9 @@ class Question(nn.Module):
     def forward(self, ids: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
         found = ids == self.separator
         if not ids.is_meta and not found.any(1).all():
-            raise InputError(f"a question should end with the separator {self.separator}, but row {int((~found.any(1)).nonzero()[0])} has none")
+            raise InputError(
+                f"a question should end with the separator {self.separator}, but row {int((~found.any(1)).nonzero()[0])} has none"
+            )
         return found.cumsum(1) == 0
 
     def extra_repr(self) -> str:

@@ -1,12 +1,14 @@
-"""Recurrent cells and stacks (rows 2-6): torch's kernels, with the equations beside them under the same signature as the readable reference.
+"""Recurrent cells and stacks (rows 2-6): torch's kernels, with the equations beside them under the same signature as the readable
+reference.
 
 A cell's `forward` and its `reference` take states x [b t d] and what came before, and give every h_t [b t n] and what to carry on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -35,7 +37,9 @@ class Cell(nn.Module):
         """The state before the first step: zeros."""
         return tuple(x.new_zeros(len(x), self.width) for _ in range(self.states))
 
-    def forward(self, x: Float[Tensor, "b t d"], state: State | None = None, lengths: Int[Tensor, "b"] | None = None) -> tuple[Float[Tensor, "b t n"], State]:
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: State | None = None, lengths: Int[Tensor, "b"] | None = None
+    ) -> tuple[Float[Tensor, "b t n"], State]:
         """All h_t and the last state; with `lengths`, the rest of each row is padding and its outputs are zero."""
         begin = tuple(s[None].contiguous() for s in (self.empty(x) if state is None else state))
         given = begin if self.states > 1 else begin[0]
@@ -60,9 +64,8 @@ class Cell(nn.Module):
 
     def _sums(self, x: Tensor, h: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """W_i x + b_i and W_h h + b_h, one part for each gate."""
-        gates = self.kernel.weight_ih_l0.shape[0] // self.width
-        return (nn.functional.linear(x, self.kernel.weight_ih_l0, self.kernel.bias_ih_l0).chunk(gates, -1),
-                nn.functional.linear(h, self.kernel.weight_hh_l0, self.kernel.bias_hh_l0).chunk(gates, -1))
+        (w_i, w_h, b_i, b_h), linear = self.kernel.all_weights[0], nn.functional.linear
+        return linear(x, w_i, b_i).split(self.width, -1), linear(h, w_h, b_h).split(self.width, -1)
 
 
 class RNNCell(Cell):
@@ -121,7 +124,9 @@ class Skip(nn.Module):
         """The states before the first k steps: zeros [b k n]."""
         return tuple(x.new_zeros(len(x), self.stride, self.width) for _ in range(self.states))
 
-    def forward(self, x: Float[Tensor, "b t d"], state: State | None = None, lengths: Int[Tensor, "b"] | None = None) -> tuple[Float[Tensor, "b t n"], State]:
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: State | None = None, lengths: Int[Tensor, "b"] | None = None
+    ) -> tuple[Float[Tensor, "b t n"], State]:
         """As a cell's; the state holds the latest k steps, the oldest first."""
         b, t, k = len(x), x.shape[1], self.stride
         count = torch.full((b,), t) if lengths is None else lengths.cpu()
@@ -187,13 +192,17 @@ class Recurrence(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None, begin: Sequence[State] | None = None
+        self,
+        x: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+        begin: Sequence[State] | None = None,
     ) -> tuple[list[Float[Tensor, "b t n"]], list[State]]:
         """Every layer's outputs and last states. Columns with mask False are passed over: no state moves there, and outputs are zero."""
         order = None if mask is None else (~mask).long().argsort(dim=1, stable=True)
         lengths = None if mask is None else mask.sum(1)
         outputs, ends = [], []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(cast(Iterable[Cell | Skip], self.layers)):
             slot = None if cache is None else cache.slots[i]["state"]
             before = begin[i] if begin is not None else slot.state if isinstance(slot, Carried) else None
             x, end = _passed_over(layer, self.dropout(x) if i else x, before, order, lengths)
@@ -205,7 +214,7 @@ class Recurrence(nn.Module):
         return outputs, ends
 
 
-def _passed_over(layer: nn.Module, x: Tensor, state: State | None, order: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+def _passed_over(layer: Cell | Skip, x: Tensor, state: State | None, order: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, State]:
     """A layer on the real columns alone, which are moved to the front and back again."""
     if order is None or lengths is None:
         return layer(x, state)
@@ -231,7 +240,9 @@ class RecurrentLM(nn.Module):
         hidden = self.hidden(ids, mask=mask, cache=cache)
         return Output(logits=self.head(hidden), hidden=hidden)
 
-    def hidden(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
+    def hidden(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None
+    ) -> Float[Tensor, "b t d"]:
         """The last layer's states."""
         checked(ids, mask)
         outputs, _ = self.stack(self.embed(ids), mask, cache)
@@ -263,15 +274,17 @@ def checked(ids: Int[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None) -> None:
 
 @dataclass
 class BiOutput(Output):
-    """A bidirectional language model's result: `logits` of the next token, `backward` of the one before, `layers` all states, the token vectors
-    first [m b t 2n]."""
+    """A bidirectional language model's result: `logits` of the next token, `backward` of the one before, `layers` all states, the token
+    vectors first [m b t 2n]."""
 
     backward: Float[Tensor, "b t v"]
     layers: Float[Tensor, "m b t w"]
 
 
 class BiLM(nn.Module):
-    """One recurrence reads from the left, one from the right, with one embedding and one head; their states side by side are features (row 5)."""
+    """One recurrence reads from the left, one from the right, with one embedding and one head; their states side by side are features
+    (row 5).
+    """
 
     def __init__(self, embed: nn.Module, forwards: Recurrence, backwards: Recurrence, head: nn.Module):
         super().__init__()

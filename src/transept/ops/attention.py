@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from transept.core.shapes import Float, Tensor
-from transept.ops.masks import Bound, PerHead, once
+from transept.ops.masks import Bound, Mask, PerHead, once
 from transept.ops.sparse import attend_plan, worth
 
 
@@ -24,7 +24,7 @@ def attend(
     A sparse mask is computed by its blocks where that pays. A query that may attend to nothing gets zeros. Equal to `reference`.
     """
     if isinstance(mask.mask, PerHead):
-        return _by_head(q, k, v, mask, scale, bias)
+        return _by_head((q, k, v), mask, mask.mask.masks, scale, bias)
     grouped = q.shape[1] != k.shape[1]
     if bias is None and mask.everything:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
@@ -41,11 +41,11 @@ def attend(
     return y * allowed.any(-1, keepdim=True)
 
 
-def _by_head(q: Tensor, k: Tensor, v: Tensor, mask: Bound, scale: float, bias: Tensor | None) -> Tensor:
+def _by_head(qkv: tuple[Tensor, Tensor, Tensor], mask: Bound, rules: tuple[Mask, ...], scale: float, bias: Tensor | None) -> Tensor:
     """Each head under a rule of its own."""
-    assert isinstance(mask.mask, PerHead)
+    q, k, v = qkv
     group, out = q.shape[1] // k.shape[1], []
-    for h, rule in enumerate(mask.mask.masks):
+    for h, rule in enumerate(rules):
         own = once(mask.memo, h, lambda rule=rule: Bound(rule, mask.q, mask.k))
         added = bias if bias is None or bias.shape[1] == 1 else bias[:, h : h + 1]
         out.append(attend(q[:, h : h + 1], k[:, h // group, None], v[:, h // group, None], mask=own, scale=scale, bias=added))

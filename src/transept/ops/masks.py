@@ -24,8 +24,8 @@ PAD = -1
 class Positions:
     """Where the tokens of one call stand.
 
-    `index` is int64 [b t], PAD where there is no token. `first` is the position of column 0 when every row counts up from it without a gap, so
-    that masks can be decided without looking at the numbers; it is None when rows differ.
+    `index` is int64 [b t], PAD where there is no token. `first` is the position of column 0 when every row counts up from it without a
+    gap, so that masks can be decided without looking at the numbers; it is None when rows differ.
     """
 
     index: Int[Tensor, "b t"]

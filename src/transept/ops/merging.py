@@ -1,7 +1,7 @@
 """Token merging (Bolya et al. 2022, arXiv 2210.09461; row 51): the most similar tokens become one, so that a sequence gets shorter by r.
 
-Tokens are split into two alternating sets; each of the first set has one best partner in the second, and the r best pairs are merged ("bipartite soft
-matching", appendix D). Nothing is iterated, so all rows go at once.
+Tokens are split into two alternating sets; each of the first set has one best partner in the second, and the r best pairs are merged
+("bipartite soft matching", appendix D). Nothing is iterated, so all rows go at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from transept.core.shapes import Float, Int, Tensor
 
 @dataclass(frozen=True)
 class Matching:
-    """Which tokens become one: row by row, `source` [b r] of the first set join `target` [b r] of the second; `kept` [b n] of the first set stay."""
+    """Which tokens become one: row by row, `source` [b r] of the first set join `target` [b r] of the second; `kept` [b n] of the first
+    set stay.
+    """
 
     kept: Int[Tensor, "b n"]
     source: Int[Tensor, "b r"]
@@ -42,8 +44,12 @@ def match(keys: Float[Tensor, "b t e"], r: int, protect_first: bool = False) -> 
     return Matching(order[:, r:].sort(dim=-1).values, source, partner.gather(1, source))
 
 
-def merge(x: Float[Tensor, "b t d"], size: Float[Tensor, "b t 1"], found: Matching) -> tuple[Float[Tensor, "b u d"], Float[Tensor, "b u 1"]]:
-    """The merged tokens, means weighted by how many patches each stands for, and their sizes; those of the first set that stay come first."""
+def merge(
+    x: Float[Tensor, "b t d"], size: Float[Tensor, "b t 1"], found: Matching
+) -> tuple[Float[Tensor, "b u d"], Float[Tensor, "b u 1"]]:
+    """The merged tokens, means weighted by how many patches each stands for, and their sizes; those of the first set that stay come
+    first.
+    """
     whole = torch.cat((x * size, size), -1)
     a, b = whole[:, ::2], whole[:, 1::2]
     wide = whole.shape[-1]

@@ -1,4 +1,6 @@
-"""The sparse patterns of the field as rules of the mask algebra (rows 43, 47-49): combs, fixed summaries, dilated windows, random blocks."""
+"""The sparse patterns of the field as rules of the mask algebra (rows 43, 47-49): combs, fixed summaries, dilated windows, random
+blocks.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Attention that computes the blocks worth computing and no others (rows 43-50): the fast path of `attend` for sparse masks.
 
-A mask's parts are of a few shapes, and each has its way. Bands and lists of blocks: each block of queries attends to the key blocks that its rule names.
-Columns that all see: gathered once, laid behind the keys. Rows that see all: computed by themselves. A comb: positions are sorted by their remainder, so
-that it becomes plain attention within each class; its softmax is joined with that of the rest by their sums of exponentials.
+A mask's parts are of a few shapes, and each has its way. Bands and lists of blocks: each block of queries attends to the key blocks that
+its rule names. Columns that all see: gathered once, laid behind the keys. Rows that see all: computed by themselves. A comb: positions are
+sorted by their remainder, so that it becomes plain attention within each class; its softmax is joined with that of the rest by their sums
+of exponentials.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def _comb(atoms: tuple[Mask, ...]) -> Every | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute: for each block of `tile` queries its key blocks and their mask (None: all of it); `columns` stand behind the keys as more
-    blocks; `rows` are computed by themselves under `rows_mask`; `comb` is attention within the classes of `step`."""
+    """What to compute: for each block of `tile` queries its key blocks and their mask (None: all of it); `columns` stand behind the keys
+    as more blocks; `rows` are computed by themselves under `rows_mask`; `comb` is attention within the classes of `step`."""
 
     tile: int
     tiles: tuple[tuple[tuple[int, ...], Bool[Tensor, "_ 1 _ _"] | None], ...]
@@ -224,7 +225,9 @@ def _class_bound(mask: Bound, comb: Every) -> Bound:
         where = Positions.span(0, len(mask.q) // comb.step, mask.q.index.device)
         return Bound(comb.inner, where, where)
     rows = [torch.where(x.index == PAD, PAD, x.index // comb.step) for x in (mask.q, mask.k)]
-    q, k = (Positions(_classes(F.pad(x, (0, -x.shape[1] % comb.step), value=PAD)[:, None, :, None], comb.step)[:, 0, :, 0], None) for x in rows)
+    q, k = (
+        Positions(_classes(F.pad(x, (0, -x.shape[1] % comb.step), value=PAD)[:, None, :, None], comb.step)[:, 0, :, 0], None) for x in rows
+    )
     return Bound(comb.inner, q, k)
 
 
@@ -245,9 +248,9 @@ def attend_plan(
     if found.comb is None:
         y = _tiles(q, k, v, found, scale)
     elif all(not ids for ids, _ in found.tiles):
-        y = _comb_alone(q, k, v, found, scale)
+        y = _comb_alone(q, k, v, found, found.comb, scale)
     else:
-        y = _joint(q, k, v, found, scale)
+        y = _joint(q, k, v, found, found.comb, scale)
     if found.rows_mask is not None:
         seers = _fused(q[:, :, found.rows], k, v, found.rows_mask, scale)
         y = y.index_copy(2, found.rows, seers)
@@ -280,9 +283,8 @@ def _padded(x: Tensor, step: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[2] % step))
 
 
-def _comb_alone(q: Tensor, k: Tensor, v: Tensor, found: Plan, scale: float) -> Tensor:
-    bound, t = found.comb, q.shape[2]
-    assert bound is not None
+def _comb_alone(q: Tensor, k: Tensor, v: Tensor, found: Plan, bound: Bound, scale: float) -> Tensor:
+    t = q.shape[2]
     q, k, v = (_classes(_padded(x, found.step), found.step) for x in (q, k, v))
     inner = worth(bound)
     if inner is not None:
@@ -298,10 +300,8 @@ def _spread(bound: Bound, rows: int) -> Bool[Tensor, "b 1 t s"]:
     return dense if len(dense) in (1, rows) else dense.repeat(rows // len(dense), 1, 1, 1)
 
 
-def _joint(q: Tensor, k: Tensor, v: Tensor, found: Plan, scale: float) -> Tensor:
+def _joint(q: Tensor, k: Tensor, v: Tensor, found: Plan, bound: Bound, scale: float) -> Tensor:
     """Two softmaxes over disjoint keys joined into one over all."""
-    bound = found.comb
-    assert bound is not None
     y, mass = _tiles_weighed(q, k, v, found, scale)
     classes = [_classes(_padded(x, found.step), found.step) for x in (q, k, v)]
     inner = worth(bound)
@@ -331,7 +331,8 @@ def _weighed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: flo
     """Attention, and the logarithm of the sum of exponentials of each query; -inf where it may attend to nothing."""
     group = q.shape[1] // k.shape[1]
     if q.device.type == "cpu" and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        return _weighed_fused(q, *(x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v)), allowed, scale)
+        k, v = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v))
+        return _weighed_fused(q, k, v, allowed, scale)
     b, h, t, e = q.shape
     scores = (q * scale).reshape(b, h // group, group * t, e) @ k.transpose(-1, -2)
     scores = scores.view(b, h, t, -1)
@@ -345,6 +346,7 @@ def _weighed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: flo
 def _weighed_fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """The same where no gradient is asked for: torch's fused kernel keeps the sums for itself, but gives them here."""
     added = None if allowed is None else torch.zeros(allowed.shape, dtype=q.dtype).masked_fill_(~allowed, float("-inf"))
-    y, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=added, scale=scale)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    y, mass = fused(q, k, v, attn_mask=added, scale=scale)
     mass = mass[..., None].to(q.dtype)
     return y, mass if allowed is None else mass.masked_fill(~allowed.any(-1, keepdim=True), float("-inf"))

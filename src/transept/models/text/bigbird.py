@@ -1,4 +1,6 @@
-"""BigBird (Zaheer et al. 2020, arXiv 2007.14062), internal construction: BERT whose blocks see global, near and random blocks. Rows 43-46."""
+"""BigBird (Zaheer et al. 2020, arXiv 2007.14062), internal construction: BERT whose blocks see global, near and random blocks. Rows
+43-46.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +102,12 @@ HOUSE = House(
         *BERT_FIELDS,
         ("context", "max_position_embeddings"),
         Given("width", lambda c: c["hidden_size"]),
-        Derived("block", ("attention_type", "block_size"), _block,
-                lambda s: {"attention_type": "original_full"} if s.block is None else {"attention_type": "block_sparse", "block_size": s.block}),
+        Derived(
+            "block",
+            ("attention_type", "block_size"),
+            _block,
+            lambda s: {"attention_type": "original_full"} if s.block is None else {"attention_type": "block_sparse", "block_size": s.block},
+        ),
         ("random", "num_random_blocks", 3),
     ),
     fixed={**BERT_FIXED, "use_bias": True, "rescale_embeddings": False},
@@ -110,11 +116,19 @@ HOUSE = House(
 _POOL = "{root}pooler"
 _BARE = drops(_POOL)
 KINDS = (
-    Kind("BigBirdForPreTraining", pretrain, (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", _POOL), *both("head.next.out", NEXT))),
+    Kind(
+        "BigBirdForPreTraining",
+        pretrain,
+        (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", _POOL), *both("head.next.out", NEXT)),
+    ),
     Kind("BigBirdForMaskedLM", mlm, (*MLM, *drops(_POOL, NEXT))),
     Kind("BigBirdModel", pooled(), both("head.pool", _POOL)),
-    Kind("BigBirdForSequenceClassification", rows(_act_pool), (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj"), *_BARE),
-         labelled=True),
+    Kind(
+        "BigBirdForSequenceClassification",
+        rows(_act_pool),
+        (*both("head.pool", "classifier.dense"), *both("head.out", "classifier.out_proj"), *_BARE),
+        labelled=True,
+    ),
     Kind("BigBirdForTokenClassification", classes, (*CLASSIFIER, *_BARE), labelled=True),
     Kind("BigBirdForMultipleChoice", choice(), (*both("head.pool", _POOL), *CLASSIFIER)),
 )

@@ -1,4 +1,6 @@
-"""Longformer (Beltagy et al. 2020, arXiv 2004.05150): RoBERTa with sliding windows, dilated or not, and a few global tokens. Rows 44, 45, 49."""
+"""Longformer (Beltagy et al. 2020, arXiv 2004.05150): RoBERTa with sliding windows, dilated or not, and a few global tokens. Rows 44, 45,
+49.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from transept.ops.patterns import Dilated
 
 @dataclass(frozen=True, kw_only=True)
 class LongformerSpec(BertSpec):
-    """RoBERTa's numbers, the width of each layer's window, `dilation` (steps between the keys of each layer's window; empty for none), and the
-    token `separator` that ends a question."""
+    """RoBERTa's numbers, the width of each layer's window, `dilation` (steps between the keys of each layer's window; empty for none), and
+    the token `separator` that ends a question."""
 
     windows: tuple[int, ...]
     dilation: tuple[int, ...] = ()
@@ -53,7 +55,9 @@ def _wired(head: HeadOf, architecture: str) -> Any:
 
 
 def _choice(s: LongformerSpec, architecture: str) -> nn.Module:
-    """Which tokens are global where the caller names none (section 3.1): the first to classify, the question to answer, the answers to choose."""
+    """Which tokens are global where the caller names none (section 3.1): the first to classify, the question to answer, the answers to
+    choose.
+    """
     if architecture.endswith("ForSequenceClassification"):
         return FirstToken()
     if architecture.endswith("ForMultipleChoice"):
@@ -73,8 +77,12 @@ TINY = {
     "labels": _size(32, 2, 2, 96, 64, 8, labels=("no", "yes", "maybe")),
 }
 
-_GLOBAL = layer(("attn.q_all", "attention.self.query_global"), ("attn.k_all", "attention.self.key_global"), ("attn.v_all", "attention.self.value_global"),
-                foreign="{root}encoder.layer.{l}")
+_GLOBAL = layer(
+    ("attn.q_all", "attention.self.query_global"),
+    ("attn.k_all", "attention.self.key_global"),
+    ("attn.v_all", "attention.self.value_global"),
+    foreign="{root}encoder.layer.{l}",
+)
 
 
 def _windows(c: Mapping[str, Any]) -> tuple[int, ...]:
@@ -86,8 +94,11 @@ HOUSE = House(
     "longformer",
     "longformer.",
     rows=(*roberta.BODY, *_GLOBAL),
-    fields=(*roberta.FIELDS, Derived("windows", ("attention_window",), _windows, lambda s: {"attention_window": list(s.windows)}),
-            ("separator", "sep_token_id", 2)),
+    fields=(
+        *roberta.FIELDS,
+        Derived("windows", ("attention_window",), _windows, lambda s: {"attention_window": list(s.windows)}),
+        ("separator", "sep_token_id", 2),
+    ),
     fixed={**BERT_FIXED, "onnx_export": False},
     inert=("ignore_attention_mask", "attention_mode"),
 )

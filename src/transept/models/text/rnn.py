@@ -1,4 +1,6 @@
-"""The recurrent language model (Elman 1990; Mikolov et al. 2010), with skip connections through time where the Spec has a stride. Rows 2, 3."""
+"""The recurrent language model (Elman 1990; Mikolov et al. 2010), with skip connections through time where the Spec has a stride. Rows 2,
+3.
+"""
 
 from __future__ import annotations
 
@@ -45,4 +47,6 @@ TINY = {"two": RecurrentSpec(vocab=96, dim=24, width=32, layers=2), "skip": Recu
 WHY = "a recurrent layer has no attention, and its state cannot go back: its own tests are tests/parity/test_recurrent.py"
 EXEMPT = {"test_watching_changes_nothing": WHY, "test_truncated_cache_equals_never_appended": WHY}
 
-FAMILY = Family(name="rnn", spec=RecurrentSpec, build=build, sizes=SIZES, tiny=TINY, exempt=EXEMPT, source="https://doi.org/10.1207/s15516709cog1402_1")
+FAMILY = Family(
+    name="rnn", spec=RecurrentSpec, build=build, sizes=SIZES, tiny=TINY, exempt=EXEMPT, source="https://doi.org/10.1207/s15516709cog1402_1"
+)

@@ -1,5 +1,5 @@
-"""Sequence to sequence by recurrent networks: without attention (Sutskever et al. 2014, arXiv 1409.3215), with Bahdanau's (2014, arXiv 1409.0473) and
-with Luong's (2015, arXiv 1508.04025). Rows 7, 8.
+"""Sequence to sequence by recurrent networks: without attention (Sutskever et al. 2014, arXiv 1409.3215), with Bahdanau's (2014, arXiv
+1409.0473) and with Luong's (2015, arXiv 1508.04025). Rows 7, 8.
 """
 
 from __future__ import annotations
@@ -46,7 +46,13 @@ def build(s: Seq2SeqSpec) -> EncoderDecoder:
     encoder = BiEncoder(TokenEmbedding(s.source_vocab, s.dim), sides[0], sides[1])
     memory = 2 * s.width
     attend, wide = _slot(s, memory)
-    decoder = AlignedDecoder(TokenEmbedding(s.vocab, s.dim), GRUCell(s.dim + wide, s.width), attend, nn.Linear(memory, s.width), Head(s.width, s.vocab, bias=True))
+    decoder = AlignedDecoder(
+        TokenEmbedding(s.vocab, s.dim),
+        GRUCell(s.dim + wide, s.width),
+        attend,
+        nn.Linear(memory, s.width),
+        Head(s.width, s.vocab, bias=True),
+    )
     return EncoderDecoder(encoder, decoder)
 
 

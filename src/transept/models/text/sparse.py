@@ -1,4 +1,5 @@
-"""The Sparse Transformer (Child et al. 2019, arXiv 1904.10509): a decoder whose heads see a local part and a distant part, strided or fixed. Rows 47, 48.
+"""The Sparse Transformer (Child et al. 2019, arXiv 1904.10509): a decoder whose heads see a local part and a distant part, strided or
+fixed. Rows 47, 48.
 
 Pre-norm, with the two parts on different heads (eq. 9): the first half of the heads attends locally, the second far away.
 """
@@ -41,7 +42,9 @@ class Pattern(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseSpec(Spec):
-    """A row of the paper's table 4; `stride` is l, near the square root of the context, and `summary` is c, how many keys of a segment all see."""
+    """A row of the paper's table 4; `stride` is l, near the square root of the context, and `summary` is c, how many keys of a segment
+    all see.
+    """
 
     vocab: int
     dim: int
@@ -62,7 +65,9 @@ def build(s: SparseSpec) -> Decoder:
 
     def layer() -> Block:
         attn = Attention(s.dim, s.heads, s.heads, s.dim // s.heads, mask=mask, bias=Bias.ALL)
-        return Block(attn=Branch(attn, LayerNorm(s.dim, s.eps), Pre()), mlp=Branch(MLP(s.dim, s.ffn, Act.QUICK_GELU), LayerNorm(s.dim, s.eps), Pre()))
+        return Block(
+            attn=Branch(attn, LayerNorm(s.dim, s.eps), Pre()), mlp=Branch(MLP(s.dim, s.ffn, Act.QUICK_GELU), LayerNorm(s.dim, s.eps), Pre())
+        )
 
     embed = Embedding(TokenEmbedding(s.vocab, s.dim), Learned(s.context, s.dim))
     return Decoder(embed, [layer() for _ in range(s.layers)], LayerNorm(s.dim, s.eps), Head(s.dim, s.vocab))

@@ -48,7 +48,8 @@ class WordVectors(nn.Module):
     ) -> Float[Tensor, ""]:
         """The negative-sampling loss summed over the batch (arXiv 1310.4546, eq. 4): true pairs apart from drawn ones.
 
-        `mask` is True at real neighbours. In skip-gram the drawn words of a centre stand against each of its neighbours in turn: they count as often.
+        `mask` is True at real neighbours. In skip-gram the drawn words of a centre stand against each of its neighbours in turn: they
+        count as often.
         """
         count = mask.sum(1)
         if self.way is Way.SKIPGRAM:
