@@ -52,6 +52,8 @@ CASES: dict[str, tuple[str, Any]] = {
     "t5, v1.1": ("T5ForConditionalGeneration", t5(**V11, num_decoder_layers=1)),
     "t5, gated silu": ("T5ForConditionalGeneration", t5(feed_forward_proj="gated-silu")),
 }
+# Random models of these forms say one token again and again, and never an end.
+LOOPS = ("t5, v1.1", "t5, gated silu")
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -137,26 +139,34 @@ def ending(m: Mirror) -> Mirror:
 @every_case
 def test_greedy_gives_the_same_ids(name: str) -> None:
     m, ended = searched(name), 0
-    for seed in range(max(3, count(30))):
+    for seed in range(count(50)):
         source, tokens = m.ids(1, 5 + seed % 14, seed), 8 + 5 * (seed % 7)
         expected = theirs_ids(m, source, tokens, num_beams=1)
         found = m.ours.generate(source, max_tokens=tokens, temperature=0.0)
         assert found.ids == expected, seed
         ended += found.finish_reason == "stop"
-    assert ended, "no answer met an end token, so this says little"
+    assert ended or name in LOOPS, "no answer met an end token, so this says little"
+
+
+PLANS = list(itertools.product((1.0, 0.0, 2.0, 0.6, -1.0), (False, True, "never")))
+
+
+def searches_agree(m: Mirror, total: int, tokens: int, **options: Any) -> int:
+    """Searches with four beams under every length penalty and way of ending; returns how many answers met an end token."""
+    ended = 0
+    for i in range(total):
+        penalty, early = PLANS[i % len(PLANS)]
+        prompt = m.ids(1, 5 + i % 14, 100 + i)
+        expected = theirs_ids(m, prompt, tokens, num_beams=4, length_penalty=penalty, early_stopping=early, **options)
+        found = m.ours.generate(prompt, max_tokens=tokens, beams=4, penalty=penalty, early=early)
+        assert found.ids == expected, (i, penalty, early)
+        ended += found.finish_reason == "stop"
+    return ended
 
 
 @every_case
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0, -1.0])
-def test_beam_search_gives_the_same_ids(name: str, penalty: float) -> None:
-    m, ended = searched(name), 0
-    for seed, early in itertools.product(range(count(10)), (False, True, "never")):
-        source = m.ids(1, 5 + seed % 14, 100 + seed)
-        expected = theirs_ids(m, source, 12, num_beams=4, length_penalty=penalty, early_stopping=early)
-        found = m.ours.generate(source, max_tokens=12, beams=4, penalty=penalty, early=early)
-        assert found.ids == expected, (seed, early)
-        ended += found.finish_reason == "stop" or penalty == 2.0
-    assert ended, "no answer met an end token, so this says little"
+def test_beam_search_gives_the_same_ids(name: str) -> None:
+    assert searches_agree(searched(name), count(150), 12) or name in LOOPS
 
 
 RULES: dict[str, dict[str, Any]] = {
@@ -179,7 +189,7 @@ def test_published_rules_are_kept(rules: dict[str, Any], tmp_path: Path) -> None
     assert ours.rules.beams == 3
     transept.save(ours, tmp_path / "again")
     assert transept.load(tmp_path / "again").rules == ours.rules
-    for seed, beams in itertools.product(range(count(20)), (1, 3)):
+    for seed, beams in itertools.product(range(count(30)), (1, 3)):
         source = m.ids(1, 9, seed)
         options: dict[str, Any] = {"num_beams": beams} if beams == 1 else {}
         options |= {"attention_mask": torch.ones_like(source), "do_sample": False, "max_new_tokens": 15}
@@ -195,16 +205,9 @@ DECODERS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-def test_a_decoder_alone_is_searched_alike(name: str, penalty: float) -> None:
-    m, ended = ending(mirror(*DECODERS[name])), 0
-    for seed, early in itertools.product(range(count(10)), (False, True, "never")):
-        prompt = m.ids(1, 3 + seed % 9, seed)
-        expected = theirs_ids(m, prompt, 14, num_beams=4, length_penalty=penalty, early_stopping=early, pad_token_id=3)
-        found = m.ours.generate(prompt, max_tokens=14, beams=4, penalty=penalty, early=early)
-        assert found.ids == expected, (seed, early)
-        ended += found.finish_reason == "stop"
-    assert ended or penalty == 2.0, "no search met an end token, so this says little"
+def test_a_decoder_alone_is_searched_alike(name: str) -> None:
+    ended = searches_agree(ending(mirror(*DECODERS[name])), count(150), 14, pad_token_id=3)
+    assert ended, "no search met an end token, so this says little"
 
 
 @functools.cache
