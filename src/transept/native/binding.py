@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -314,8 +314,10 @@ class Program:
             record.f[slot] = float(number)
         self.records.append(record)
         self.labels.append(self.label or op)
-        assert views[3] is not None
-        return views[3]
+        out = views[3]
+        if out is None:
+            raise ConfigError(f"The record {self.label or op} names no output.")
+        return out
 
     def embed(
         self, table: Weight, out: View, *, source: str = "ids", offset: int = 0, add: bool = False, scale: float = 1.0, rows: int = TOKENS
@@ -504,6 +506,7 @@ def _ints(values: ArrayLike | None) -> NDArray[np.int32] | None:
     return None if values is None else np.ascontiguousarray(values, np.int32)
 
 
+@dataclass(eq=False)
 class Batch:
     """What one step computes: its tokens [t], each token's sequence slot and position, and each sequence's pages.
 
@@ -512,26 +515,24 @@ class Batch:
     `select` are the rows whose logits are wanted; `other` describes row set 3 as (sequence, position).
     """
 
-    def __init__(
-        self,
-        ids: ArrayLike | None,
-        sequence: ArrayLike,
-        position: ArrayLike,
-        *,
-        tables: ArrayLike | None = None,
-        select: ArrayLike | None = None,
-        lengths: ArrayLike | None = None,
-        memory_tables: ArrayLike | None = None,
-        memory_lengths: ArrayLike | None = None,
-        segments: ArrayLike | None = None,
-        other: tuple[ArrayLike, ArrayLike] | None = None,
-        sequences: int | None = None,
-    ) -> None:
-        seq, pos = _ints(sequence), _ints(position)
-        assert seq is not None and pos is not None
-        table, memory_table = _ints(tables), _ints(memory_tables)
-        count = sequences if sequences is not None else table.shape[0] if table is not None else int(seq.max(initial=-1)) + 1
-        chosen, other_seq, other_pos = _ints(select), *((_ints(a) for a in other) if other else (None, None))
+    ids: ArrayLike | None
+    sequence: ArrayLike
+    position: ArrayLike
+    _: KW_ONLY
+    tables: ArrayLike | None = None
+    select: ArrayLike | None = None
+    lengths: ArrayLike | None = None
+    memory_tables: ArrayLike | None = None
+    memory_lengths: ArrayLike | None = None
+    segments: ArrayLike | None = None
+    other: tuple[ArrayLike, ArrayLike] | None = None
+    sequences: int | None = None
+
+    def __post_init__(self) -> None:
+        seq, pos = np.ascontiguousarray(self.sequence, np.int32), np.ascontiguousarray(self.position, np.int32)
+        table, memory_table = _ints(self.tables), _ints(self.memory_tables)
+        count = self.sequences if self.sequences is not None else table.shape[0] if table is not None else int(seq.max(initial=-1)) + 1
+        chosen, other_seq, other_pos = _ints(self.select), *((_ints(a) for a in self.other) if self.other else (None, None))
         if chosen is not None and chosen.size and (chosen.min() < 0 or chosen.max() >= seq.size):
             raise InputError(f"Selected rows {chosen.min()}..{chosen.max()} are not among the step's {seq.size} rows.")
         sets = (
@@ -541,14 +542,14 @@ class Batch:
             (other_seq, other_pos),
         )
         sizes = (seq.size, 0 if chosen is None else chosen.size, count, 0 if other_seq is None else other_seq.size)
-        per_token = {"ids": _ints(ids), "segments": _ints(segments), "position": pos}
+        per_token = {"ids": _ints(self.ids), "segments": _ints(self.segments), "position": pos}
         for name, array in per_token.items():
             if array is not None and array.size != seq.size:
                 raise InputError(f"A step of {seq.size} rows came with {array.size} {name}.")
         for name, array in (("table", table), ("table", memory_table)):
             if array is not None and (array.ndim != 2 or array.shape[0] != count):
                 raise InputError(f"A page {name} of shape {array.shape} does not fit {count} sequences.")
-        length, memory_length = _ints(lengths), _ints(memory_lengths)
+        length, memory_length = _ints(self.lengths), _ints(self.memory_lengths)
         if any(a is not None and a.size != count for a in (length, memory_length)):
             raise InputError(f"Lengths must be given for each of the {count} sequences.")
         starts = [
