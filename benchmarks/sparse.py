@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from transept.ops.attention import attend
 from transept.ops.masks import Bound, Causal, Full, Global, Mask, Positions, Window
@@ -40,9 +41,11 @@ def bigbird(blocks: int, size: int = 64, random: int = 3) -> Mask:
     return Listed(size, (*table, table[0]))
 
 
+MASKED = "dense with the window's mask"
 PATTERNS = {
     "dense": lambda n: Full(),
     "dense, causal": lambda n: Causal(),
+    MASKED: lambda n: Window(257) | Global((0,)),
     "Longformer, window 512, 1 global": lambda n: Window(257) | Global((0,)),
     "Longformer, dilated by 2": lambda n: Dilated(129, 2) | Global((0,)),
     "BigBird, blocks of 64": lambda n: bigbird(n // 64),
@@ -62,7 +65,11 @@ def measure(name: str, length: int, repeat: int) -> dict[str, float]:
 
     def run() -> float:
         begin = time.process_time()
-        attend(q, k, v, mask=Bound(mask, where, where), scale=0.125)
+        bound = Bound(mask, where, where)
+        if name == MASKED:
+            F.scaled_dot_product_attention(q, k, v, attn_mask=bound.dense, scale=0.125)
+        else:
+            attend(q, k, v, mask=bound, scale=0.125)
         return time.process_time() - begin
 
     with torch.inference_mode():
@@ -112,14 +119,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--patterns", nargs="+", default=PATTERNS, help="measure these again and keep the others of docs/sparse.json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]), options.repeat)))
         return
-    table: dict[str, dict[int, dict[str, float]]] = {}
-    for name in PATTERNS:
-        table[name] = {}
+    table: dict[str, dict[int, dict[str, float]]] = {name: {} for name in PATTERNS}
+    if options.patterns is not PATTERNS:
+        kept = json.loads((DOCS / "sparse.json").read_text())["measured"]
+        table |= {name: {int(n): row for n, row in rows.items()} for name, rows in kept.items()}
+    for name in options.patterns:
         for n in options.lengths:
             command = [sys.executable, __file__, "--one", name, str(n), "--repeat", str(options.repeat)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
