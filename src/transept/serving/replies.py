@@ -1,0 +1,160 @@
+"""The replies, as the OpenAPI document shows them; an answer is a plain dict of this form, so a token costs no validation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from transept.serving.errors import ErrorReply
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    total_tokens: int
+
+
+class TopToken(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopToken):
+    top_logprobs: list[TopToken]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprob]
+
+
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class Reply(BaseModel):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+    usage: Usage
+
+
+class ChatReply(Reply):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class CompletionReply(Reply):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class ListReply(BaseModel):
+    object: Literal["list"]
+    model: str
+    usage: Usage
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingReply(ListReply):
+    data: list[Embedding]
+
+
+class Filled(BaseModel):
+    token: str
+    id: int
+    score: float
+    text: str
+
+
+class FillReply(ListReply):
+    data: list[list[Filled]]
+
+
+class Classified(BaseModel):
+    index: int
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class ClassificationReply(ListReply):
+    data: list[Classified]
+
+
+class Span(BaseModel):
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+class AnswerReply(ListReply):
+    data: list[Span]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    tasks: list[str]
+    context: int | None
+    parameters: int
+    bytes: int
+    loaded: bool
+
+
+class ModelsReply(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+def documented(ok: type[BaseModel], *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The statuses that an address answers with."""
+    content = {"text/event-stream": {"schema": {"type": "string"}}} if stream else {}
+    codes = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504)
+    errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorReply} for code in codes}
+    return {200: {"model": ok, "content": content}} | errors

@@ -1,0 +1,89 @@
+"""Listening: one socket, loopback unless a key is set; a drain when told to stop (RELIABILITY H-9, E-5)."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from transept.core.errors import InputError
+from transept.serving.app import create
+from transept.serving.shelf import Served, Settings
+from transept.serving.wire import loopback, protocol
+
+ANY = ("0.0.0.0", "::", "")
+
+
+def bound(host: str, port: int, settings: Settings) -> socket.socket:
+    """The listening socket. Errors: InputError where others could reach the server without a key, OSError where the port is taken."""
+    if not loopback(host) and not settings.keys:
+        raise InputError(f"the host {host!r} lets other machines in, and that needs --api-key; 127.0.0.1 is for this machine only")
+    if not 0 <= port <= 65535:
+        raise InputError(f"a port is a number from 0 to 65535, found {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=settings.limits["connections"])
+
+
+class Server(uvicorn.Server):
+    """uvicorn that lets requests end when told to stop; told twice, it ends them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        app: FastAPI = self.config.app  # type: ignore[assignment]
+        app.state.desk.ready = False
+
+
+def server(app: FastAPI) -> Server:
+    """The server of an application, not yet running."""
+    limits = app.state.desk.limits
+    config = uvicorn.Config(
+        app, http=protocol(limits), ws="none", lifespan="on", loop="asyncio", log_level="error", access_log=False, server_header=False,
+        proxy_headers=False, timeout_keep_alive=limits["header_seconds"], timeout_graceful_shutdown=limits["drain_seconds"],
+        h11_max_incomplete_event_size=limits["header"],
+    )  # fmt: skip
+    return Server(config)
+
+
+def serve(settings: Settings, host: str, port: int, *, opened: Callable[[str], None], told: Callable[[Served], None]) -> None:
+    """Serves until it is told to stop; `opened` is called with the address, `told` with each model that is loaded."""
+    app = create(settings, told)
+    with bound(host, port, settings) as sock:
+        opened(address(sock))
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        server(app).run(sockets=[sock])
+
+
+def address(sock: socket.socket) -> str:
+    """Where a browser finds a socket."""
+    host, port = sock.getsockname()[:2]
+    name = "127.0.0.1" if host in ANY else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+class Running:
+    """A server in a thread of this process: `with Running(settings) as running: running.address`."""
+
+    def __init__(self, settings: Settings):
+        self.app = create(settings)
+        self.sock = bound("127.0.0.1", 0, settings)
+        self.address = address(self.sock)
+        self.server = server(self.app)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.sock]}, name="transept-server", daemon=True)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        while not self.app.state.desk.ready and self.thread.is_alive():
+            self.thread.join(0.02)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.sock.close()
