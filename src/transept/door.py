@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from transept.checkpoints.save import save as write
 from transept.core.errors import InputError, TokenizerError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
+from transept.core.tap import listened
 from transept.data.text.template import messages
 from transept.data.text.tokenizer import Tokenizer
 from transept.inference import generation, tasks
 from transept.inference.batches import by_length, padded
 from transept.inference.beam import Plan, search
 from transept.inference.generation import Generation, Piece, Usage
+from transept.inference.plan import Lowerable
 from transept.inference.pooling import Pooling
 from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
@@ -32,11 +35,15 @@ Prompt = str | Sequence[int] | torch.Tensor
 
 
 class Model:
-    """A loaded model: `model` is the plain nn.Module, `spec` its numbers, `tokenizer` None where the source has none, `card` its costs."""
+    """A loaded model: `model` is the plain nn.Module, `spec` its numbers, `tokenizer` None where the source has none, `card` its costs.
+
+    A decoder on a CPU generates in the native core until `model` is first asked for; from then on the module that you hold, and may change, is
+    what runs.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Lowerable,
         family: Family,
         form: Published | None,
         spec: Spec,
@@ -45,14 +52,20 @@ class Model:
         rules: Rules | None = None,
         pooling: Pooling | None = None,
     ):
-        self.model, self.family, self.form, self.spec = model, family, form, spec
+        self._model, self.family, self.form, self.spec = model, family, form, spec
         self.tokenizer, self.source, self.rules = tokenizer, source, rules or Rules()
         self.pooling = pooling
 
     @property
+    def model(self) -> nn.Module:
+        """The network as a plain module."""
+        return self._model.open() if isinstance(self._model, Lowerable) else self._model
+
+    @property
     def card(self) -> Card:
         """Parameters, FLOPs and cache bytes, counted from the network's own modules."""
-        return card(self.model, self.spec, self.family.name)
+        module = self._model.source.empty() if isinstance(self._model, Lowerable) else self._model
+        return card(module, self.spec, self.family.name)
 
     @property
     def context(self) -> int | None:
@@ -186,6 +199,8 @@ class Model:
         return Generation(text, new, "stop" if ended else "length", Usage(prompt, len(new)))
 
     def _predictor(self) -> Any:
+        if isinstance(self._model, Lowerable) and not listened() and (lowered := self._model.native()) is not None:
+            return lowered
         if not (hasattr(self.model, "cache") and (hasattr(self.model, "hidden") or isinstance(self.model, EncoderDecoder))):
             raise InputError(f"a {self.family.name} model of this form predicts no next token; load its language-model form to generate")
         return self.model
@@ -250,16 +265,20 @@ def load(
     device: torch.device | str | None = None,
     *,
     ignore: Sequence[str] = (),
+    fast: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """A model from a folder, a GGUF file, a bundled name or a hub id.
 
-    `dtype` None keeps the stored type; `ignore` names configuration fields that you know to change nothing; `progress(done, total)` counts tensors.
+    `dtype` None keeps the stored type; `ignore` names configuration fields that you know to change nothing; `fast` lets the native core multiply
+    quantised weights with activations rounded to 8 bits; `progress(done, total)` counts tensors.
     Raises SourceError, ConfigError, CheckpointError, MappingError, NumericsError or TokenizerError, each with the file, the field, and what was
     expected.
     """
     found = reader.describe(source, ignore)
-    model = reader.load(found, dtype, device, progress)
+    native = torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32) and Lowerable.fits(found)
+    opened = partial(reader.load, found, dtype, device, progress)
+    model = Lowerable(found, opened, fast=fast) if native else opened()
     return Model(model, found.family, found.form, found.spec, tokenizer_of(found), str(source), rules_of(found), pooling_of(found))
 
 

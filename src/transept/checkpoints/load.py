@@ -48,6 +48,17 @@ class Source:
         return open_gguf(self.path) if self.path.suffix == ".gguf" else _open_weights(self.path)
 
 
+def check(source: Source) -> None:
+    """Holds the file's names and shapes to the family's map without reading a number. Raises MappingError."""
+    shapes = {name: tuple(t.shape) for name, t in source.empty().state_dict().items()}
+    file = source.open()
+    try:
+        for _ in source.form.names.load(_Shapes(file), source.spec, shapes):
+            pass
+    finally:
+        file.close()
+
+
 def find(source: str | Path, progress: Progress | None = None) -> Path:
     """The folder or GGUF file that `source` names: a path that exists, else a bundled name or hub id, fetched if need be."""
     path = Path(source).expanduser()
@@ -89,11 +100,13 @@ def describe(source: str | Path, ignore: Sequence[str] = (), progress: Progress 
     return Source(path, family, form, _spec(path, family, form, config, ignore), config, metadata)
 
 
-def load(source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None, progress: Progress | None = None) -> nn.Module:
+def load(
+    source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None, progress: Progress | None = None
+) -> nn.Module:
     """The model with its weights, in evaluation mode.
 
-    `dtype` None keeps the type of the largest stored tensor (float32 for quantised files, and for float16 on a CPU, where it is very slow). Every
-    tensor is checked to be finite. `progress(done, total)` counts tensors.
+    `dtype` None keeps the type of the largest stored tensor (float32 for quantised files, and for float16 on a CPU, where it is very
+    slow). Every tensor is checked to be finite. `progress(done, total)` counts tensors.
     """
     model = source.empty()
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
@@ -117,6 +130,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG:
         raise CheckpointError(f"{path} is {path.stat().st_size} bytes long; a configuration has at most {_MAX_CONFIG}")
     return strict_json(path, "the file", path.read_bytes())
+
+
+class _Shapes:
+    """A file's tensors without their numbers."""
+
+    def __init__(self, file: TensorFile):
+        self.file = file
+
+    def keys(self) -> list[str]:
+        return self.file.keys()
+
+    def read(self, key: str, /) -> Tensor:
+        info = self.file.info(key)
+        return torch.empty(info.shape, dtype=info.dtype, device="meta")
 
 
 class _Guarded:

@@ -18,7 +18,8 @@ from transept.core.spec import Spec
 
 
 def form_for(family: Family, spec: Spec, loaded: Published | None = None) -> Published:
-    """The published form in which a model is written: the one it was loaded from if that is a folder's, else the first that can say its Spec."""
+    """The published form in which a model is written: the one it was loaded from if that is a folder's, else the first that can say
+    its Spec."""
     if loaded is not None and not loaded.architecture.startswith("gguf:"):
         return loaded
     for form in family.published:

@@ -89,7 +89,7 @@ def _load(args: argparse.Namespace) -> Model:
     from transept.cli.progress import loading
 
     with loading(args.model) as progress:
-        return load(args.model, dtype=getattr(torch, args.dtype) if args.dtype else None, progress=progress)
+        return load(args.model, dtype=getattr(torch, args.dtype) if args.dtype else None, fast=args.fast, progress=progress)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

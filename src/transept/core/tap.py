@@ -42,6 +42,11 @@ def peek(owner: object, name: str, compute: Callable[[], Any]) -> None:
         listener.hear(owner, name, compute())
 
 
+def listened() -> bool:
+    """True while somebody listens."""
+    return _listener.get() is not None
+
+
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Within this context `listener` hears the taps of this thread of control."""
