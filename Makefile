@@ -42,18 +42,24 @@ help:
 	@$(INSTALL) -e '.[test,hub]' 2>&1 | $(BRIEF)
 	@touch $@ .venv/.demo
 
-demo: .venv/.demo  ## fetch SmolLM2-135M-Instruct and let it answer a prompt
+# compiled once, and again when its sources change; where there is no compiler the models run in torch
+.venv/.native: .venv/.torch $(wildcard src/transept/native/core/*) | .venv/.demo
+	@echo "the native core (about half a minute, once)"
+	@$(BIN)/python -m transept.native.build > .venv/native.log 2>&1 || echo "    not compiled: $$(tail -n 1 .venv/native.log); models run in torch"
+	@touch $@
+
+demo: .venv/.demo .venv/.native  ## fetch SmolLM2-135M-Instruct and let it answer a prompt
 	@$(BIN)/transept pull $(MODEL) < /dev/null
 	@$(BIN)/transept generate $(MODEL) "$(PROMPT)" --chat --max-tokens 64 --stats < /dev/null
 
-test: .venv/.test  ## run every check, long counts reduced to a tenth
-	@$(BIN)/python -m pytest -q < /dev/null
+test: .venv/.test .venv/.native  ## run every check, long counts reduced to a tenth
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup < /dev/null
 
-reliability: .venv/.test  ## run the long checks at their full counts and write docs/reliability.md
+reliability: .venv/.test .venv/.native  ## run the long checks at their full counts and write docs/reliability.md
 	@TRANSEPT_FULL=1 $(BIN)/python tools/reliability.py < /dev/null
 
 ifneq ($(wildcard benchmarks/run.py),)
-bench: .venv/.test  ## measure against the peers on this machine
+bench: .venv/.test .venv/.native  ## measure against the peers on this machine
 	@$(BIN)/python benchmarks/run.py < /dev/null
 endif
 
@@ -66,5 +72,5 @@ lint: .venv/.test  ## ruff, types and import floors only
 	@$(BIN)/lint-imports --no-cache
 
 clean:  ## remove what was built here; downloads in the cache stay
-	@rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	@rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info src/transept/native/*.so
 	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

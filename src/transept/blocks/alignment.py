@@ -22,7 +22,7 @@ class BiEncoder(Reader):
         super().__init__()
         self.embed, self.forwards, self.backwards = embed, forwards, backwards
 
-    def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+    def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "_ _"] | None = None) -> Memory:
         """The states of the source's tokens; padding has none."""
         checked(source, mask)
         x = self.embed(source)

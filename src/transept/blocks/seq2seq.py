@@ -20,7 +20,7 @@ from transept.core.shapes import Bool, Float, Int, Tensor
 class Reader(nn.Module):
     """What reads a source, of whatever kind, and gives what the decoder looks at."""
 
-    def encode(self, source: Tensor, mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+    def encode(self, source: Tensor, mask: Bool[Tensor, "_ _"] | None = None) -> Memory:
         """The memory of a source; `mask` is True where it is real."""
         raise NotImplementedError
 
@@ -37,7 +37,7 @@ class SourceEncoder(Reader):
         """The last states of every token; `mask` is True at real ones."""
         return States(self.encode(ids, mask).states)
 
-    def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+    def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "_ _"] | None = None) -> Memory:
         """The same, as a memory for cross-attention."""
         ctx = context(source, mask, None)
         return Memory(self.stack(self.embed(source, ctx.positions.index), ctx), ctx.positions, source)
@@ -88,7 +88,7 @@ class EncoderDecoder(nn.Module):
             raise InputError("this cache holds the memory of another source; a new source needs a new cache")
         return known
 
-    def encode(self, source: Tensor, mask: Bool[Tensor, "b s"] | None = None) -> Memory:
+    def encode(self, source: Tensor, mask: Bool[Tensor, "_ _"] | None = None) -> Memory:
         """What the encoder makes of a source."""
         return self.encoder.encode(source, mask)
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from transept.blocks.cache import Cache
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Tensor
 from transept.inference.rules import Rules
@@ -25,12 +24,12 @@ class Predictor(Protocol):
 
     head: Callable[[Tensor], Tensor]
 
-    def hidden(self, ids: Tensor, *, cache: Cache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, *, cache: Any = None) -> Tensor:
         """The last states of some tokens that follow those in the cache."""
         ...
 
-    def cache(self, batch: int, capacity: int = 64) -> Cache:
-        """An empty cache."""
+    def cache(self, batch: int, capacity: int = 64) -> Any:
+        """An empty cache, of the kind that `hidden` takes."""
         ...
 
 
@@ -104,7 +103,7 @@ def check_length(prompt: int, context: int | None) -> None:
         raise InputError(f"the prompt has {prompt} tokens, but the model's context is {context}: shorten it by {prompt - context}")
 
 
-def prefill(model: Predictor, ids: Tensor, cache: Cache, chunk: int = CHUNK) -> Float[Tensor, "b v"]:
+def prefill(model: Predictor, ids: Tensor, cache: Any, chunk: int = CHUNK) -> Float[Tensor, "b v"]:
     """The prompt ids [b t], `chunk` tokens at a time, into the cache; returns the logits that follow the last."""
     states = torch.empty(0)
     for start in range(0, ids.shape[1], chunk):
