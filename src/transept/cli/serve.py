@@ -18,7 +18,7 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("models", nargs="*", metavar="MODEL", help="folders, GGUF files, bundled names or hub ids (default: what is pulled)")
     sub.add_argument("--host", default="127.0.0.1", help="another address than loopback needs --api-key")
     sub.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    sub.add_argument("--api-key", action="append", default=[], metavar="KEY", help="what clients must give; repeatable (or TRANSEPT_API_KEY)")
+    sub.add_argument("--api-key", action="append", default=[], metavar="KEY", help="what clients must give (or TRANSEPT_API_KEY)")
     sub.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name in the Host header that is served too")
     sub.add_argument("--context", type=int, default=None, metavar="N", help="longest sequence in tokens (default: the model's own)")
     sub.add_argument("--pages", type=int, default=None, metavar="N", help="pages of 16 tokens in each model's cache")

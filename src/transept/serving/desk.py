@@ -246,7 +246,7 @@ class Head:
     def usage(self) -> dict[str, int]:
         return {"prompt_tokens": self.prompt, "completion_tokens": self.completion, "total_tokens": self.prompt + self.completion}
 
-    async def watched(self, streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Event]]:
+    async def watched(self, streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Event], None]:
         """The events, counted."""
         self.begin = time.monotonic()
         first = True

@@ -103,28 +103,28 @@ def chosen(body: ChatRequest) -> list[Function]:
     return functions
 
 
-def constraint(body: ChatRequest, compile: Callable[[], GrammarCompiler]) -> tuple[Callable[[], Grammar] | None, Callable[[], Shaper]]:
+def constraint(body: ChatRequest, compiler: Callable[[], GrammarCompiler]) -> tuple[Callable[[], Grammar] | None, Callable[[], Shaper]]:
     """What an answer must look like, and how it is read; compiles, so not on the event loop. Errors: InputError."""
     functions, form = chosen(body), body.response_format
     if form is not None and form.type != "text":
         if functions and body.tool_choice != "auto" and body.tool_choice is not None:
             raise InputError("response_format: an answer cannot be a tool call and follow a format as well")
         if form.type == "json_object":
-            return compile().json(), Plain
+            return compiler().json(), Plain
         if form.json_schema is None:
             raise InputError("response_format.json_schema: it is missing, and the type is json_schema")
-        return compile().schema(form.json_schema.schema_ if form.json_schema.schema_ is not None else {"type": "object"}), Plain
+        return compiler().schema(form.json_schema.schema_ if form.json_schema.schema_ is not None else {"type": "object"}), Plain
     if not functions:
         return None, Plain
     if isinstance(body.tool_choice, NamedTool):
-        return compile().schema(arguments(functions[0])), lambda: Calling(functions[0].name)
+        return compiler().schema(arguments(functions[0])), lambda: Calling(functions[0].name)
     auto = body.tool_choice != "required"
     before, after = (OPEN, CLOSE) if auto else ("", "")
     rules = [f"call{i}: {literal(before + HEAD + f.name + MIDDLE)} args{i} {literal('}' + after)}" for i, f in enumerate(functions)]
     rules += [f"args{i}: %json {json.dumps({**arguments(f), 'x-guidance': COMPACT})}" for i, f in enumerate(functions)]
     choices = " | ".join(f"call{i}" for i in range(len(functions)))
     text = "TEXT: /([^<](.|\\n)*)?/\n" if auto else ""
-    grammar = compile().lark(f"start: {choices}{' | TEXT' if auto else ''}\n{text}" + "\n".join(rules))
+    grammar = compiler().lark(f"start: {choices}{' | TEXT' if auto else ''}\n{text}" + "\n".join(rules))
     return grammar, lambda: Calling(open=before, close=after)
 
 

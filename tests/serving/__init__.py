@@ -1,0 +1,1 @@
+"""The server, from the outside: clients, fuzzers, and people who leave."""
