@@ -2,7 +2,7 @@
 
     python recipes/word_vectors.py --text FILE [FILE ...] --analogies questions-words.txt.gz [--epochs 12]
 
-Texts are plain, .gz or .xz. Measured: 15 books and 29,000 picture captions (1.3 million words), 1 to 2 cores: a few minutes for each
+Texts are plain, .gz or .xz. Measured on 15 books, 29,000 picture captions and Shakespeare (1.5 million words, 11,946 different), one core:
 model. So small a corpus knows families and grammar, hardly any capitals: the published vectors saw a thousand times more.
 """
 

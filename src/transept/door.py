@@ -1,4 +1,5 @@
-"""The public door: `load` gives one object that holds the network, its Spec and its tokenizer, and does the tasks; `save` writes it back."""
+"""The public door: `load` gives one object that holds the network, its Spec and its tokenizer, and does the tasks; `save` writes it back.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ Prompt = str | Sequence[int] | torch.Tensor
 class Model:
     """A loaded model: `model` is the plain nn.Module, `spec` its numbers, `tokenizer` None where the source has none, `card` its costs.
 
-    A decoder on a CPU generates in the native core until `model` is first asked for; from then on the module that you hold, and may change, is
-    what runs.
+    A decoder on a CPU generates in the native core until `model` is first asked for; from then on the module that you hold, and may
+    change, is what runs.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class Model:
     ) -> Generation:
         """The continuation of a text or of ids, or what an encoder-decoder answers to them.
 
-        `sampling` are the fields of `Sampling` (temperature=0.0, top_k, top_p, min_p, seed, ...); with more than one of the `beams` the most probable
-        answer is searched, its score divided by its length to the power `penalty`, until `early` says so (True, False or "never").
-        Raises InputError where the prompt is longer than the context.
+        `sampling` are the fields of `Sampling` (temperature=0.0, top_k, top_p, min_p, seed, ...); with more than one of the `beams` the
+        most probable answer is searched, its score divided by its length to the power `penalty`, until `early` says so (True, False or
+        "never"). Raises InputError where the prompt is longer than the context.
         """
         if beams != 1:
             if stop or Sampling.checked(sampling).replace(seed=None) != Sampling():
@@ -96,7 +97,9 @@ class Model:
             return self._search([self.encode(prompt)], self._plan(max_tokens, beams, penalty, early, ignore_end), 1)[0]
         return generation.last(self.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_end=ignore_end, **sampling))
 
-    def stream(self, prompt: Prompt, *, max_tokens: int = 64, stop: Sequence[str] = (), ignore_end: bool = False, **sampling: Any) -> Iterator[Piece]:
+    def stream(
+        self, prompt: Prompt, *, max_tokens: int = 64, stop: Sequence[str] = (), ignore_end: bool = False, **sampling: Any
+    ) -> Iterator[Piece]:
         """The same, piece by piece as it comes: `for piece in m.stream(...): piece.text`."""
         ids, model = self.encode(prompt), self._predictor()
         begin = ids
@@ -145,8 +148,8 @@ class Model:
     ) -> str | list[str]:
         """The translation of a text, or of each of a list: what an encoder-decoder writes when it has read them.
 
-        `beams`, and in `search` penalty= and early=, are the checkpoint's own where they are not given; max_tokens is the checkpoint's, else twice
-        the source and 20. A list goes through in batches of like length. `progress(done, total)` counts texts.
+        `beams`, and in `search` penalty= and early=, are the checkpoint's own where they are not given; max_tokens is the checkpoint's,
+        else twice the source and 20. A list goes through in batches of like length. `progress(done, total)` counts texts.
         """
         if not isinstance(self.model, EncoderDecoder):
             raise InputError(f"a {self.family.name} model reads no source beside its target, so it does not translate; use generate")
@@ -207,7 +210,9 @@ class Model:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise TokenizerError(f"{self.source or 'this model'} has no tokenizer: give token ids, or put a tokenizer.json beside its weights")
+            raise TokenizerError(
+                f"{self.source or 'this model'} has no tokenizer: give token ids, or put a tokenizer.json beside its weights"
+            )
         return self.tokenizer
 
     def _detokenizer(self) -> generation.Detokenizer:
@@ -216,7 +221,8 @@ class Model:
     def embed(
         self, texts: str | Sequence[str], *, truncate: bool = False, batch: int = 32, progress: Callable[[int, int], None] | None = None
     ) -> torch.Tensor:
-        """A vector for each text [n d], pooled and normalised as the checkpoint declares; the mean of the last states where it declares nothing.
+        """A vector for each text [n d], pooled and normalised as the checkpoint declares; the mean of the last states where it declares
+        nothing.
 
         Raises InputError for an empty text, and for one that is too long unless `truncate` is set, which warns of what it cut.
         """
@@ -270,10 +276,9 @@ def load(
 ) -> Model:
     """A model from a folder, a GGUF file, a bundled name or a hub id.
 
-    `dtype` None keeps the stored type; `ignore` names configuration fields that you know to change nothing; `fast` lets the native core multiply
-    quantised weights with activations rounded to 8 bits; `progress(done, total)` counts tensors.
-    Raises SourceError, ConfigError, CheckpointError, MappingError, NumericsError or TokenizerError, each with the file, the field, and what was
-    expected.
+    `dtype` None keeps the stored type; `ignore` names configuration fields that you know to change nothing; `fast` lets the native core
+    multiply quantised weights with activations rounded to 8 bits; `progress(done, total)` counts tensors. Raises SourceError,
+    ConfigError, CheckpointError, MappingError, NumericsError or TokenizerError, each with the file, the field, and what was expected.
     """
     found = reader.describe(source, ignore)
     native = torch.device(device or "cpu").type == "cpu" and dtype in (None, torch.float32) and Lowerable.fits(found)
@@ -310,7 +315,11 @@ def save(m: Model, folder: str | Path) -> Path:
     if m.tokenizer is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         m.tokenizer.save(folder)
-        extra |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": (ends[0] if len(ends) == 1 else ends) or None, "pad_token_id": m.tokenizer.pad_id}
+        extra |= {
+            "bos_token_id": m.tokenizer.bos_id,
+            "eos_token_id": (ends[0] if len(ends) == 1 else ends) or None,
+            "pad_token_id": m.tokenizer.pad_id,
+        }
     written = write(m.model, m.family, form, m.spec, folder, extra)
     if m.pooling is not None:
         m.pooling.write(written, getattr(m.spec, "dim", 0))

@@ -119,14 +119,19 @@ def smollm2() -> transept.Model:
         pytest.skip(f"the published model cannot be fetched here: {e}")
 
 
-TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. However little known"
+TEXT = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. "
+    "However little known"
+)
 
 
 def test_stored_numbers_are_run_as_they_are(smollm2: transept.Model) -> None:
     source = describe(pull("smollm2-135m-instruct"))
     ids = smollm2.encode(TEXT)
     exact, fast = (
-        NativeRunner(source.empty(), StoredWeights(source), pages=8, threads=2, fast=rounded).step([Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))])
+        NativeRunner(source.empty(), StoredWeights(source), pages=8, threads=2, fast=rounded).step(
+            [Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))]
+        )
         for rounded in (False, True)
     )
     with torch.inference_mode():

@@ -28,8 +28,8 @@ class Bias(Enum):
 class Attention(Traits, nn.Module):
     """softmax(q k^T * scale) v for `heads` query heads that share `kv_heads` key/value heads of width `head_dim`.
 
-    `mask` says who may see whom, `position` how attention knows where tokens stand. The same code serves training, prefill, chunked prefill and
-    decoding: the cache comes in the context.
+    `mask` says who may see whom, `position` how attention knows where tokens stand. The same code serves training, prefill, chunked
+    prefill and decoding: the cache comes in the context.
     """
 
     def __init__(

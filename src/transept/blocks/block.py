@@ -79,4 +79,5 @@ class Block(nn.Module):
 
     def slots(self, room: Room) -> dict[str, Slot]:
         """What each branch that remembers needs of a cache."""
-        return {name: f.slot(room) for name in self.order if hasattr(f := self.get_submodule(name), "slot")}
+        makers = {name: getattr(self.get_submodule(name), "slot", None) for name in self.order}
+        return {name: make(room) for name, make in makers.items() if make is not None}

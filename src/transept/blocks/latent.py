@@ -34,7 +34,8 @@ class LatentSpec(Spec):
 
 
 class LatentAttention(Traits, nn.Module):
-    """Attention through a low-rank latent: prefill expands keys and values, decoding absorbs W^UK and W^UV into the query and the output."""
+    """Attention through a low-rank latent: prefill expands keys and values, decoding absorbs W^UK and W^UV into the query and the output.
+    """
 
     def __init__(self, dim: int, spec: LatentSpec, *, mask: Mask, position: Rotary, scale: float):
         super().__init__()
@@ -71,14 +72,24 @@ class LatentAttention(Traits, nn.Module):
         return q, k
 
     def _expanded(
-        self, q_c: Float[Tensor, "b h t e"], q_r: Float[Tensor, "b h t o"], c_kv: Float[Tensor, "b 1 s r"], k_r: Float[Tensor, "b 1 s o"], mask: Bound
+        self,
+        q_c: Float[Tensor, "b h t e"],
+        q_r: Float[Tensor, "b h t o"],
+        c_kv: Float[Tensor, "b 1 s r"],
+        k_r: Float[Tensor, "b 1 s o"],
+        mask: Bound,
     ) -> Float[Tensor, "b h t f"]:
         q, k = self._expand(q_c, q_r, c_kv, k_r)
         v_c = split(self.v_up(c_kv[:, 0]), self.spec.heads)  # eq. 45
         return attend(q, k, v_c, mask=mask, scale=self.scale)  # eq. 46
 
     def _absorbed(
-        self, q_c: Float[Tensor, "b h t e"], q_r: Float[Tensor, "b h t o"], c_kv: Float[Tensor, "b 1 s r"], k_r: Float[Tensor, "b 1 s o"], mask: Bound
+        self,
+        q_c: Float[Tensor, "b h t e"],
+        q_r: Float[Tensor, "b h t o"],
+        c_kv: Float[Tensor, "b 1 s r"],
+        k_r: Float[Tensor, "b 1 s o"],
+        mask: Bound,
     ) -> Float[Tensor, "b h t f"]:
         """The same scores as one-head attention over the latent: q^C k^C = (q^C W^UK) c^KV."""
         w_uk = self.k_up.weight.unflatten(0, (self.spec.heads, -1))

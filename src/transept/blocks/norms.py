@@ -8,7 +8,9 @@ from transept.blocks.traits import Traits
 
 
 class LayerNorm(Traits, nn.LayerNorm):
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; no running statistics, so a sample never depends on its batch."""
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; no running statistics, so a sample never depends on its
+    batch.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
         super().__init__(dim, eps=eps, bias=bias)

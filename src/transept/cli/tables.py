@@ -43,7 +43,13 @@ def list(args: argparse.Namespace) -> int:
         print(json.dumps({"models": models, "families": families}))
         return 0
     rows = [
-        (m["name"], m["architecture"] if m["loads"] else f"{m['architecture']} (no page yet)", _bytes(m["bytes"]), m["licence"], _yes(m["path"]))
+        (
+            m["name"],
+            m["architecture"] if m["loads"] else f"{m['architecture']} (no page yet)",
+            _bytes(m["bytes"]),
+            m["licence"],
+            _yes(m["path"]),
+        )
         for m in models
     ]
     table(("model", "family", "size", "licence", "here"), rows)

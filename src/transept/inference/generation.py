@@ -175,7 +175,9 @@ class StopScanner:
         return rest
 
 
-def stream(tokens: Iterator[Step], detokenizer: Detokenizer, *, prompt_tokens: int, ends: Sequence[int], stop: Sequence[str] = ()) -> Iterator[Piece]:
+def stream(
+    tokens: Iterator[Step], detokenizer: Detokenizer, *, prompt_tokens: int, ends: Sequence[int], stop: Sequence[str] = ()
+) -> Iterator[Piece]:
     """Steps as pieces of valid text; the last piece carries the Generation."""
     scanner, usage = StopScanner(stop), Usage(prompt_tokens)
     ids: list[int] = []

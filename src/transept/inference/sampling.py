@@ -50,7 +50,9 @@ class Sampling(Spec):
 
 
 def penalise(logits: Float[Tensor, "v"], seen: Int[Tensor, "t"], penalty: float) -> Float[Tensor, "v"]:
-    """Logits of tokens already seen divided (if positive) or multiplied (if negative) by the penalty (Keskar et al. 2019, arXiv 1909.05858)."""
+    """Logits of tokens already seen divided (if positive) or multiplied (if negative) by the penalty (Keskar et al. 2019, arXiv
+    1909.05858).
+    """
     if penalty == 1.0 or not len(seen):
         return logits
     score = logits[seen]

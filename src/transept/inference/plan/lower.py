@@ -39,7 +39,9 @@ class NotLowered(TranseptError):
 
 @dataclass
 class Lowering:
-    """What the table's functions share: the program, the names and numbers of the modules, the caches, and buffers used again by every layer."""
+    """What the table's functions share: the program, the names and numbers of the modules, the caches, and buffers used again by every
+    layer.
+    """
 
     program: native.Program
     weights: Weights
@@ -78,7 +80,9 @@ class Lowering:
         """out = residual + act(x W + bias)."""
         weight = native.pack(self.raw(module))
         self.program.label = self.name(module)
-        return self.program.linear(x, weight, out, bias=self.vector(module, "bias"), act=act, residual=residual, int8=self.int8(weight), rows=self.rows)
+        return self.program.linear(
+            x, weight, out, bias=self.vector(module, "bias"), act=act, residual=residual, int8=self.int8(weight), rows=self.rows
+        )
 
     def stacked(self, modules: list[nn.Module], x: View, what: str) -> list[View]:
         """Several matrices that read the same input: one record where their forms agree, else one each."""
@@ -95,7 +99,9 @@ class Lowering:
         return [out.columns(int(at), r.n) for at, r in zip(starts, raws, strict=False)]
 
 
-def lower(model: nn.Module, weights: Weights, *, pages: int, max_rows: int, fast: bool = False, cache_kind: str = "F32") -> tuple[native.Program, View]:
+def lower(
+    model: nn.Module, weights: Weights, *, pages: int, max_rows: int, fast: bool = False, cache_kind: str = "F32"
+) -> tuple[native.Program, View]:
     """The program of a decoder and the view of its logits [selected, vocabulary].
 
     `fast` multiplies quantised weights with activations rounded to 8 bits by blocks of 32; else activations are float32. Raises NotLowered.
@@ -126,7 +132,13 @@ def _embed(embed: nn.Module, p: Lowering) -> View:
         x = p.linear(embed.project, x, p.buffer("stream", embed.project.out_features))
     if isinstance(embed.position, Learned):
         p.program.label = p.name(embed.position)
-        p.program.embed(native.vector(p.weights.floats(f"{p.name(embed.position)}.weight")), x, source="positions", offset=embed.position.offset, add=True)
+        p.program.embed(
+            native.vector(p.weights.floats(f"{p.name(embed.position)}.weight")),
+            x,
+            source="positions",
+            offset=embed.position.offset,
+            add=True,
+        )
     return x
 
 
@@ -155,7 +167,9 @@ def _norm(norm: nn.Module, x: View, out: View, p: Lowering) -> View:
         raise NotLowered(f"{p.name(norm)} is a {type(norm).__name__}, which the native core's table lacks")
     p.program.label = p.name(norm)
     layer = isinstance(norm, LayerNorm)
-    return p.program.norm(x, out, p.vector(norm, "weight"), p.vector(norm, "bias") if layer else None, eps=norm.eps or 0.0, layer=layer, rows=p.rows)
+    return p.program.norm(
+        x, out, p.vector(norm, "weight"), p.vector(norm, "bias") if layer else None, eps=norm.eps or 0.0, layer=layer, rows=p.rows
+    )
 
 
 @singledispatch
@@ -176,7 +190,11 @@ def _gated(f: GatedMLP, x: View, stream: View, p: Lowering) -> None:
     gate, up = p.raw(f.gate), p.raw(f.up)
     if gate.kind == up.kind and gate.n % PANEL == 0:
         weight = native.pack(gate, up, gated=True)
-        bias = None if f.up.bias is None else native.gated_bias(p.weights.floats(f"{p.name(f.gate)}.bias"), p.weights.floats(f"{p.name(f.up)}.bias"))
+        bias = (
+            None
+            if f.up.bias is None
+            else native.gated_bias(p.weights.floats(f"{p.name(f.gate)}.bias"), p.weights.floats(f"{p.name(f.up)}.bias"))
+        )
         p.program.label = p.name(f)
         p.program.linear(x, weight, hidden, bias=bias, act=ACTS[f.act], gated=True, int8=p.int8(weight))
     else:

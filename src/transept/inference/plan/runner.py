@@ -28,7 +28,9 @@ def cores() -> int:
 class NativeRunner:
     """Runs steps of a lowered decoder: each row's arithmetic has a fixed order, so a request's bits depend on nothing else in the step."""
 
-    def __init__(self, model: nn.Module, weights: Weights, *, pages: int, fast: bool = False, threads: int | None = None, max_rows: int = 256):
+    def __init__(
+        self, model: nn.Module, weights: Weights, *, pages: int, fast: bool = False, threads: int | None = None, max_rows: int = 256
+    ):
         self.program, self.out = lower(model, weights, pages=pages, max_rows=max_rows, fast=fast)
         self.plan = self.program.build(native.Team(threads or cores()))
         self.max_rows = max_rows

@@ -1,4 +1,6 @@
-"""A checkpoint that can run in the native core: lowered when it is first asked to generate, opened as a module when somebody wants to see it."""
+"""A checkpoint that can run in the native core: lowered when it is first asked to generate, opened as a module when somebody wants to see
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from transept.inference.plan.weights import weights_of
 
 
 class Lowerable:
-    """A decoder's checkpoint on a CPU. `open` loads the module; `native` is the lowered model, None where it has to run in torch, and `why` says why.
+    """A decoder's checkpoint on a CPU. `open` loads the module; `native` is the lowered model, None where it has to run in torch, and
+    `why` says why.
 
     Once the module was handed out its owner may change it, so from then on it alone is run.
     """
@@ -49,7 +52,9 @@ class Lowerable:
         if self._native is None:
             empty = self.source.empty() if self.module is None else self.module
             try:
-                self._native = NativeModel(empty, weights_of(self.module, self.source), context=getattr(self.source.spec, "context", None), fast=self.fast)
+                self._native = NativeModel(
+                    empty, weights_of(self.module, self.source), context=getattr(self.source.spec, "context", None), fast=self.fast
+                )
             except NotLowered as error:
                 self.why = str(error)
         return self._native
