@@ -3,7 +3,8 @@
     python recipes/copy_memory.py [--lags 4 8 16 32 64] [--steps 2000]
 
 Three symbols of eight, then `lag` blanks, then a signal; from there on the three are to be said in order. A guess is right one time in
-eight. All models are as wide and see as many examples; one core, about ten minutes for everything.
+eight. All models are as wide and see as many examples; one core, about seven minutes for everything. Expected: the RNN is a guess at lag
+64; the others say everything, or nearly.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
     python recipes/word_vectors.py --text FILE [FILE ...] --analogies questions-words.txt.gz [--epochs 12]
 
-Texts are plain, .gz or .xz. Measured on 15 books, 29,000 picture captions and Shakespeare (1.5 million words, 11,946 different), one core:
-model. So small a corpus knows families and grammar, hardly any capitals: the published vectors saw a thousand times more.
+Texts are plain, .gz or .xz. Measured on 15 books, 29,000 picture captions and Shakespeare (1.5 million words, 11,946 different), 12
+epochs, processor time of one core: skip-gram 174 s, CBOW 155 s, GloVe 120 s; right analogies of 5,212: 9.8 %, 10.2 %, 9.1 %, of which in
+families 33 %, 42 %, 57 %. So small a corpus knows families and some grammar and no capitals, and its kings are Shakespeare's: king - man
++ woman gives "prince", "edward", "richard", and "queen" comes fourth by GloVe. Published vectors saw a thousand times more.
 """
 
 from __future__ import annotations
