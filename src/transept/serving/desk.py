@@ -46,7 +46,7 @@ class Desk:
     def limits(self) -> Any:
         return self.settings.limits
 
-    def sizes(self) -> dict[str, float]:
+    def sizes(self) -> dict[str, int]:
         """What is in use."""
         return {"requests": self.gate.requests, "tokens": self.gate.tokens, **self.shelf.sizes()}
 

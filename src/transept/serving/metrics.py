@@ -27,7 +27,7 @@ class Metrics:
         route = scope.get("route")
         self.requests.labels(getattr(route, "path", "other"), str(status)).inc()
 
-    def text(self, sizes: Callable[[], dict[str, float]]) -> bytes:
+    def text(self, sizes: Callable[[], dict[str, int]]) -> bytes:
         """All figures in Prometheus's text format."""
         for what, value in sizes().items():
             self.live.labels(what).set(value)

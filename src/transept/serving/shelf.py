@@ -179,7 +179,7 @@ class Shelf:
             if served is not None and served.engine is not None:
                 served.engine.close()
 
-    def sizes(self) -> dict[str, float]:
+    def sizes(self) -> dict[str, int]:
         """What is loaded and how full it is."""
         served = [b.served for b in self.books.values() if b.served is not None]
         pools = [s.engine.engine.scheduler.pages for s in served if s.engine is not None]
