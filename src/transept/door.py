@@ -228,9 +228,15 @@ class Model:
         """
         pooling = self.pooling or Pooling()
         many = [texts] if isinstance(texts, str) else texts
-        limits = [n for n in (pooling.limit, self.context) if n is not None]
-        limit = min(limits) if limits else None
-        return tasks.embed(self.model, self._tokenizer(), many, pooling, limit=limit, truncate=truncate, batch=batch, progress=progress)
+        return tasks.embed(
+            self.model, self._tokenizer(), many, pooling, limit=self.limit, truncate=truncate, batch=batch, progress=progress
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """The longest text in tokens that `embed` reads whole; None where there is no limit."""
+        limits = [n for n in (self.context, self.pooling and self.pooling.limit) if n is not None]
+        return min(limits) if limits else None
 
     def fill_mask(self, text: str, *, top: int = 5) -> list[list[tasks.Fill]]:
         """The likeliest words for each mask in the text, such as "Paris is the [MASK] of France."."""

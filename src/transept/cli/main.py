@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transept import __version__
 from transept.cli import serve
@@ -38,12 +38,35 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--length", type=int, default=None, metavar="L", help="tokens of context to count for (default: the model's own, at most 4096)"
     )
+    _tasks(command)
     sub = command("verify", "Compare a model with its publisher's: ids, logits, generation, row by row.", table=True)
     sub.add_argument("model")
     sub = command("diff", "How two families differ, by slots and numbers.", table=True)
     sub.add_argument("a")
     sub.add_argument("b")
     return p
+
+
+def _tasks(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("embed", "A vector for each text.", table=True)
+    sub.add_argument("model")
+    sub.add_argument("texts", nargs="*", metavar="TEXT", help="the texts; none or - reads one from each line of standard input")
+    sub.add_argument("--truncate", action="store_true", help="cut texts that are too long, and say so")
+    sub = command("fill", "The likeliest words for each mask in a text.", table=True)
+    sub.add_argument("model")
+    sub.add_argument("text", help='such as "Paris is the [MASK] of France."')
+    sub.add_argument("--top", type=int, default=5, metavar="N", help="words for each mask (default 5)")
+    sub = command("translate", "What an encoder-decoder writes for each text.", table=True)
+    sub.add_argument("model")
+    sub.add_argument("texts", nargs="*", metavar="TEXT", help="the texts; none or - reads one from each line of standard input")
+    sub.add_argument("--beams", type=int, default=None, metavar="K", help="beam search over K translations (default: the checkpoint's own)")
+    sub.add_argument("--max-tokens", type=int, default=None, metavar="N")
+    sub = command("search", "The files of a folder whose text is nearest in meaning to a query.", table=True)
+    sub.add_argument("folder")
+    sub.add_argument("query")
+    sub.add_argument("--model", default="minilm", help="the encoder (default minilm)")
+    sub.add_argument("--top", type=int, default=5, metavar="N", help="files to show (default 5)")
+    sub.add_argument("--truncate", action="store_true", help="cut a query that is too long, and say so")
 
 
 def _generation(sub: argparse.ArgumentParser, prompt: str | None) -> None:
@@ -63,6 +86,7 @@ def _generation(sub: argparse.ArgumentParser, prompt: str | None) -> None:
     sub.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
     sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be repeated")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default=None)
+    sub.add_argument("--fast", action="store_true", help="multiply quantised weights with activations rounded to 8 bits")
     sub.add_argument("--stats", action="store_true", help="end with tokens per second and peak memory")
 
 
@@ -93,6 +117,10 @@ def _run(args: argparse.Namespace) -> int:
         from transept.cli import talk
 
         return talk.generate(args) if args.command == "generate" else talk.chat(args)
+    if args.command in ("embed", "fill", "translate", "search"):
+        from transept.cli import tasks
+
+        return getattr(tasks, args.command)(args)
     if args.command == "serve":
         return serve.check(args) if args.check else serve.serve(args)
     from transept.cli import tables
