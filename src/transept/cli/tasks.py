@@ -65,7 +65,7 @@ def search(args: argparse.Namespace) -> int:
         index = index_of(m, args.folder, progress)
     for name, why in index.skipped.items():
         print(f"transept: {name} was skipped: {why}", file=sys.stderr)
-    hits, empty = index.find(query, args.top), index.empty
+    hits, empty = index.find(args.query, query, args.top), index.empty
     if args.json:
         counts = {"files": len(index.pages), "passages": len(index.vectors), "embedded": index.embedded, "empty": len(empty)}
         print(json.dumps({"query": args.query, "hits": [asdict(hit) for hit in hits], **counts, "skipped": index.skipped, "notes": notes}))
@@ -78,10 +78,13 @@ def search(args: argparse.Namespace) -> int:
 
 def index_of(m: Model, folder: str | Path, progress: searching.Progress | None = None) -> searching.Index:
     """The index of a folder by this model's vectors, kept in the cache under the folder's path and the model's files."""
+    from transept.checkpoints.load import find
     from transept.checkpoints.pull import cache_dir
 
-    files = [m.source, *(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(Path(m.source).glob("*")) if p.is_file())]
-    key = hashlib.sha256("\0".join([str(Path(folder).resolve()), *files]).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    home = find(m.source)
+    files = sorted(p for p in home.iterdir() if p.is_file()) if home.is_dir() else [home]
+    stamps = [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
+    key = hashlib.sha256("\0".join([str(Path(folder).resolve()), *stamps]).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     most = m.limit
 
     def fits(text: str) -> bool:

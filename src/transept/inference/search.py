@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from transept.checkpoints.safetensors import open_safetensors, write_safetensors
 from transept.core.errors import InputError, TranseptError
@@ -69,24 +72,31 @@ class Index:
         """The files without a word."""
         return [name for name, page in self.pages.items() if not page.passages]
 
-    def find(self, query: Float[Tensor, "d"], top: int = 5) -> list[Hit]:
-        """The `top` files whose best passage is nearest to the query's vector, nearest first; vectors are of length one."""
+    def find(self, query: str, vector: Float[Tensor, "d"], top: int = 5) -> list[Hit]:
+        """The `top` files that answer best, best first; the query's vector is of length one, as the passages' are.
+
+        A file's score is that of its best passage (cosine), half that of its passages' mean, and up to 0.2 for the query's own words in
+        it (BM25, Robertson and Zaragoza 2009, eq. 3.15, as a share of the folder's best): a short page on the matter beats a long one
+        that mentions it, and names that no model knows are found.
+        """
         if top < 1:
             raise InputError(f"top is {top}; at least one file has to be asked for")
-        scores = (self.vectors @ query).tolist()
-        best: list[tuple[float, str, tuple[int, int, int]]] = []
-        at = 0
-        for name, page in self.pages.items():
-            own = scores[at : at + len(page.passages)]
-            at += len(own)
-            if own:
-                i = max(range(len(own)), key=own.__getitem__)
-                best.append((own[i], name, page.passages[i]))
-        best.sort(key=lambda row: (-row[0], row[1]))
-        return [Hit(name, score, line, self._text(name, start, end)) for score, name, (start, end, line) in best[:top]]
+        full = {name: page for name, page in self.pages.items() if page.passages}
+        parts = self.vectors.split([len(page.passages) for page in full.values()]) if full else ()
+        named = _shares(query, [self._read(name) for name in full])
+        found = []
+        for (name, page), rows, share in zip(full.items(), parts, named, strict=True):
+            own = rows @ vector
+            score = float(own.max()) + 0.5 * float(F.normalize(rows.mean(0), dim=0) @ vector) + 0.2 * share
+            found.append((score, name, page.passages[int(own.argmax())]))
+        found.sort(key=lambda row: (-row[0], row[1]))
+        return [Hit(name, score, line, self._read(name)[start:end].strip()) for score, name, (start, end, line) in found[:top]]
 
-    def _text(self, name: str, start: int, end: int) -> str:
-        return (self.folder / name).read_text(encoding="utf-8", errors="replace")[start:end].strip()
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""  # gone since it was indexed
 
 
 def refresh(folder: str | Path, store: Path, embed: Embed, fits: Callable[[str], bool], progress: Progress | None = None) -> Index:
@@ -147,6 +157,27 @@ def title(text: str) -> str:
     """The first line with a word in it, without its markup."""
     found = re.search(r"\w[^\n]*", text)
     return found.group().strip(" \t\r*=#-_\"'`")[:_TITLE] if found else ""
+
+
+def _shares(query: str, texts: Sequence[str]) -> list[float]:
+    """BM25 of the query's words in each text, divided by the best."""
+    k, b = 1.2, 0.75
+    bags = [Counter(_words(text)) for text in texts]
+    lengths = [bag.total() for bag in bags]
+    mean = sum(lengths) / max(len(lengths), 1) or 1.0
+    scores = [0.0] * len(bags)
+    for word in set(_words(query)):
+        having = sum(word in bag for bag in bags)
+        rarity = math.log1p((len(bags) - having + 0.5) / (having + 0.5))
+        for i, bag in enumerate(bags):
+            scores[i] += rarity * bag[word] * (k + 1) / (bag[word] + k * (1 - b + b * lengths[i] / mean))
+    best = max(scores, default=0.0)
+    return [score / best if best else 0.0 for score in scores]
+
+
+def _words(text: str) -> list[str]:
+    """Words in small letters, without the s of a plural."""
+    return [word[:-1] if word.endswith("s") and len(word) > 3 else word for word in re.findall(r"\w+", text.lower())]
 
 
 def _lines(text: str, most: int) -> Iterator[tuple[int, int]]:
