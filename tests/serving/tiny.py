@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +84,6 @@ def at_rest(app: Any) -> None:
 
 def settle(app: Any) -> None:
     """Waits until nothing is under way, at most a minute; then it must be so."""
-    import time
-
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
@@ -92,3 +97,50 @@ def settle(app: Any) -> None:
 def post(address: str, path: str = "/v1/chat/completions", body: Any = None, **rest: Any) -> httpx.Response:
     """One request."""
     return httpx.post(address + path, json=ASK if body is None else body, timeout=120, **rest)
+
+
+@contextmanager
+def spawned(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """(process, address) of `transept serve` in a process of its own, when it is ready; killed at the end if it still runs."""
+    line = [sys.executable, "-m", "transept.cli.main", "serve", str(folder), "--port", "0", "--pages", "256", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    assert process.stdout is not None
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("Transept at http://"), first + process.stdout.read()
+        address = first.split()[-1]
+        while httpx.get(f"{address}/ready", timeout=60).status_code != 200:
+            time.sleep(0.05)
+        yield process, address
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def talk(
+    address: str, body: Any, path: str = "/v1/chat/completions", headers: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """(status, head, rest) of one request on a connection of its own."""
+    reader, writer = await sent(address, body, path, headers)
+    try:
+        raw = (await reader.read()).decode()
+    finally:
+        writer.close()
+    head, _, rest = raw.partition("\r\n\r\n")
+    return (int(head.split()[1]) if head else 0), head, rest
+
+
+async def sent(
+    address: str, body: Any, path: str = "/v1/chat/completions", headers: Mapping[str, str] | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which one request was just sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+    data = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Connection: close"]
+    lines.append(f"Content-Length: {len(data)}")
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
+    await writer.drain()
+    return reader, writer

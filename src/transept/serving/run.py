@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -30,20 +31,25 @@ def bound(host: str, port: int, settings: Settings) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that lets requests end when told to stop; told twice, it ends them."""
+    """uvicorn that lets requests end when told to stop; told twice, it ends them with an error; told three times, it is gone."""
+
+    told = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
         app: FastAPI = self.config.app  # type: ignore[assignment]
-        app.state.desk.ready = False
+        app.state.desk.ready, self.should_exit, self.told = False, True, self.told + 1
+        if self.told == 2:
+            # Not uvicorn's force_exit: an engine that computes while the interpreter ends brings the process down.
+            threading.Thread(target=app.state.desk.shelf.close, daemon=True).start()
+        elif self.told > 2:
+            os._exit(1)
 
 
 def server(app: FastAPI) -> Server:
     """The server of an application, not yet running."""
     limits = app.state.desk.limits
     config = uvicorn.Config(
-        app, http=protocol(limits), ws="none", lifespan="on", loop="asyncio", log_level="error", access_log=False, server_header=False,
+        app, http=protocol(limits), ws="none", lifespan="on", loop="asyncio", log_level="critical", access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=limits["header_seconds"], timeout_graceful_shutdown=limits["drain_seconds"],
         h11_max_incomplete_event_size=limits["header"],
     )  # fmt: skip

@@ -209,27 +209,13 @@ class Engine:
         made = [Choice(ask, i, room, None if self.tokenizer is None else self.tokenizer(), sink) for i in range(ask.n)]
         ids = tuple(range(self.next, self.next + ask.n))
         self.next += ask.n
-        for id, choice in zip(ids, made, strict=True):
-            if room == 0:
-                choice.reason = "length"
-                self._told(id, choice)
-                continue
-            if self.drafter is not None and ask.speculate:
-                choice.drafter = self.drafter()
-                choice.drafter.push(choice.tokens)
-            self.choices[id] = choice
-            most = len(choice.tokens) + room
-            # The others start when the first has computed the prompt, and share its pages.
-            self.scheduler.add(
-                Task(
-                    id=id,
-                    tokens=list(choice.tokens),
-                    most=most,
-                    priority=ask.priority,
-                    tenant=ask.tenant,
-                    after=None if id == ids[0] else ids[0],
-                )
-            )
+        try:
+            for id, choice in zip(ids, made, strict=True):
+                self._enter(id, choice, room, None if id == ids[0] else ids[0])
+        except BaseException:
+            # All of a request or nothing: a continuation that the scheduler does not know would fail every step.
+            self.cancel(Handle(ids))
+            raise
         return Handle(ids)
 
     def cancel(self, handle: Handle | int) -> None:
@@ -280,6 +266,20 @@ class Engine:
             self._report(id, choice, error)
 
     # --- inside a step ---
+
+    def _enter(self, id: int, choice: Choice, room: int, after: int | None) -> None:
+        """Queues one continuation; it starts when the one `after` which it comes has computed the prompt, whose pages it then shares."""
+        ask = choice.ask
+        if room == 0:
+            choice.reason = "length"
+            self._told(id, choice)
+            return
+        if self.drafter is not None and ask.speculate:
+            choice.drafter = self.drafter()
+            choice.drafter.push(choice.tokens)
+        most = len(choice.tokens) + room
+        self.scheduler.add(Task(id=id, tokens=list(choice.tokens), most=most, priority=ask.priority, tenant=ask.tenant, after=after))
+        self.choices[id] = choice
 
     def _guess(self, id: int, choice: Choice) -> None:
         task = self.scheduler.tasks[id]
