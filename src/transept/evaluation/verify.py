@@ -38,7 +38,7 @@ class Check:
 
 def verify(source: str) -> list[Check]:
     """The rows of one model. Raises SourceError where there is nothing to compare with."""
-    expected = _golden(source) or _reference(source)
+    expected = _golden(source) or reference(source)
     m = load(source, dtype=torch.float32)
     rows: list[Check] = []
     for i, text in enumerate(TEXTS):
@@ -95,7 +95,8 @@ def _golden(source: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.name in {p.name for p in GOLDEN.glob("*.json")} else None
 
 
-def _reference(source: str) -> dict[str, Any]:
+def reference(source: str) -> dict[str, Any]:
+    """What transformers gives for a checkpoint. Raises SourceError where it is not installed."""
     if importlib.util.find_spec("transformers") is None:
         raise SourceError(
             f"there are no golden values for {source!r}, and transformers is not installed to compare with: pip install transformers"
