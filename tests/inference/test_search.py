@@ -63,7 +63,8 @@ def test_only_what_changed_is_embedded_again(folder: Path, tmp_path: Path) -> No
     index = refresh(folder, store, embed, lambda _: True)
     assert index.embedded == 1 and embed.asked == 4 and [*index.pages] == ["apple.rst", "deep/quilt.md"]
     assert index.find("x", query("x"), 1)[0].path == "apple.rst" and index.find("q", query("q"), 1)[0].path == "deep/quilt.md"
-    assert torch.equal(refresh(folder, store, embed, lambda _: True).vectors, refresh(folder, tmp_path / "new", Letters(), lambda _: True).vectors)
+    kept, new = (refresh(folder, path, Letters(), lambda _: True) for path in (store, tmp_path / "new"))
+    assert torch.equal(kept.vectors, new.vectors)
 
 
 def test_a_file_changed_within_the_clock_is_seen(folder: Path, tmp_path: Path) -> None:
@@ -136,7 +137,8 @@ def test_twenty_questions_find_their_page(tmp_path: Path, monkeypatch: pytest.Mo
         found = [Path(hit.path).name for hit in index.find(text, vector, len(index.pages))]
         places[page] = found.index(page) + 1
     late = {page: place for page, place in places.items() if place > 1}
-    print(f"first for {len(places) - len(late)} of {len(places)}; later: {late}")
+    with capsys.disabled():
+        print(f"\nfirst for {len(places) - len(late)} of {len(places)}; later: {late}")
     assert len(places) == 20 and len(late) <= 4 and max(places.values()) <= 10, late
     assert main(["search", str(root), QUERIES[0][0], "--model", str(home), "--json"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
