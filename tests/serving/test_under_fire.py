@@ -29,6 +29,7 @@ from transept.serving.endpoints import chat
 from transept.serving.run import Running
 
 pytestmark = pytest.mark.usefixtures("unchecked")
+ENDS = torch.tensor([318, 319])
 MARK = "\x07"
 """Stands in the culprit's prompt only, and is a token of its own."""
 
@@ -98,6 +99,23 @@ def test_work_stops_when_the_client_leaves(running: Running, address: str) -> No
     asyncio.run(go())
     tiny.settle(running.app)
     assert engine.counts["generated_tokens"] - before < 3 * 8 * 64
+
+
+def test_an_answer_that_nobody_begins_to_read_is_ended(running: Running, address: str) -> None:
+    """A place that is given back takes with it what the engine still computes for it."""
+    desk = running.app.state.desk
+    served = desk.shelf.books["tiny"].served
+
+    async def go() -> None:
+        ticket = desk.gate.enter("")
+        asks = [desks.Ask(prompt=[1, 2, 3], max_tokens=900, processors=[lambda tokens, logits: logits.index_fill(0, ENDS, -1e9)])]
+        desks.submit(served, ticket, asks)
+        ticket.close()
+
+    before = served.engine.engine.counts["generated_tokens"]
+    asyncio.run(go())
+    tiny.settle(running.app)
+    assert served.engine.engine.counts["generated_tokens"] - before < 900
 
 
 # --- faults ---
