@@ -23,7 +23,7 @@ class Budget:
     """
 
     steps: int = 60_000
-    seconds: float = 0.5
+    seconds: float = 2.0
     characters: int = 1 << 17
     bytes: int = 3 << 20
     calls: int = 48
