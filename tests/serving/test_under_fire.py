@@ -379,7 +379,9 @@ def test_memory_stays_where_it_is(folder: Path) -> None:
         seconds = time.monotonic() - begin
     slope = 10_000 * float(numpy.polyfit([row[0] for row in seen], [row[1] / 2**20 for row in seen], 1)[0])
     figures.record("E-7 soak", n_tried=number, n_ok=number, n_bad=0, worst_ms=None, seconds=seconds, seed=2)
-    print(f"memory grows by {slope:.2f} MiB per 10,000 requests; files {seen[0][2]} -> {seen[-1][2]}, threads {seen[0][3]} -> {seen[-1][3]}")
+    print(
+        f"memory grows by {slope:.2f} MiB per 10,000 requests; files {seen[0][2]} -> {seen[-1][2]}, threads {seen[0][3]} -> {seen[-1][3]}"
+    )
     assert seen[-1][2] <= seen[0][2] + 2 and seen[-1][3] <= seen[0][3]
     # Few requests show the allocator's noise only.
     assert slope < (1 if FULL else 40)
