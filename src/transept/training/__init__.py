@@ -1,0 +1,1 @@
+"""Learning: one loop, its objectives, its state."""
