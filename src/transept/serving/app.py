@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
 
 from transept import __version__
 from transept.serving import errors, requests
@@ -16,6 +15,7 @@ from transept.serving.desk import Desk
 from transept.serving.endpoints import ROUTERS
 from transept.serving.gate import Gate
 from transept.serving.metrics import Metrics
+from transept.serving.pages import Pages
 from transept.serving.shelf import Served, Settings, Shelf, warm
 from transept.serving.wire import Shield
 
@@ -44,7 +44,7 @@ def create(settings: Settings, told: Callable[[Served], None] = lambda served: N
     app.state.desk = desk
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/", StaticFiles(directory=STATIC, html=True), name="static")
+    app.mount("/", Pages(STATIC), name="static")
     errors.install(app, requests.NAMES)
     app.add_middleware(Shield, limits=settings.limits, keys=settings.keys, hosts=settings.hosts, observe=desk.metrics.observe)
     return app

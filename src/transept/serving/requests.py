@@ -124,7 +124,10 @@ class Format(Closed):
 
 
 class ChatRequest(Sampled):
+    """A conversation; with continue_final_message, beyond the OpenAI API, the answer goes on from the assistant's last message."""
+
     messages: list[Message] = Field(min_length=1, max_length=CEILING["messages"])
+    continue_final_message: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1, le=CEILING["max_tokens"])
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=CEILING["top_logprobs"])

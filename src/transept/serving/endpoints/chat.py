@@ -37,6 +37,8 @@ async def chat(body: ChatRequest, request: Request) -> Response:
         raise InputError("top_logprobs: it needs logprobs to be true")
     if body.max_tokens and body.max_completion_tokens:
         raise InputError("max_tokens: give this or max_completion_tokens, not both")
+    if body.continue_final_message:
+        continuable(body)
 
     async def work(served: Served, ticket: Ticket) -> dict[str, Any] | AsyncGenerator[dict[str, Any], None]:
         one, shaper = await asyncio.to_thread(prepared, desk, served, body, ticket.tenant)
@@ -48,6 +50,14 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     return await desk.run(request, body.model, "chat", work)
 
 
+def continuable(body: ChatRequest) -> None:
+    """Errors: InputError where there is no answer to go on from."""
+    if len(body.messages) < 2 or body.messages[-1].role != "assistant" or body.messages[-1].tool_calls:
+        raise InputError("continue_final_message: the last of several messages should be the assistant's text")
+    if body.tools or (body.response_format is not None and body.response_format.type != "text"):
+        raise InputError("continue_final_message: an answer that follows a format or calls tools is written from its beginning")
+
+
 def prepared(desk: Desk, served: Served, body: ChatRequest, tenant: str) -> tuple[Ask, Any]:
     """The engine's request and the reader of its answer: template, tokens, grammar."""
     for schema in schemas(body):
@@ -56,7 +66,9 @@ def prepared(desk: Desk, served: Served, body: ChatRequest, tenant: str) -> tupl
     for i, turn in enumerate(turns):
         served.text(turn["content"], f"messages.{i}")
     served.text("".join(turn["content"] for turn in turns), "messages")
+    begun = turns.pop()["content"] if body.continue_final_message else ""
     ids = served.tokenizer.encode_chat(turns, add_generation_prompt=True, **options)
+    ids += served.tokenizer.encode(begun, specials=False)
     one = ask(desk, served, body, ids, tenant=tenant, top=body.top_logprobs or 0)
     grammar, shaper = constraint(body, served.grammars)
     return one if grammar is None else Ask(**{**vars(one), "grammar": grammar}), shaper
