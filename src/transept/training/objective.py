@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -28,6 +28,7 @@ class Sum:
     metrics: dict[str, Metric] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is to become small. One with parameters or buffers of its own (heads, teachers, queues) is an nn.Module: the loop trains and
     saves them with the model. One that must follow the model has a method `after_step(model)`, called after each update.
