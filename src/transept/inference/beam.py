@@ -9,7 +9,8 @@ import torch
 
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
-from transept.inference.generation import CHUNK, Predictor, device_of, prefill
+from transept.inference.generation import CHUNK
+from transept.inference.predict import Predictor, device_of, prefill
 from transept.inference.rules import Early, Rules
 
 

@@ -1,36 +1,21 @@
-"""Text, one token after another: the plain loop that every faster engine must equal (rows 82c-82e)."""
+"""Text, one token after another: the plain loop that every faster engine must equal (rows 82c-82e).
+
+Nothing here needs torch: a model of the native core brings its own `advance`, any other is wrapped by `predict`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
 from transept.core.errors import InputError
-from transept.core.shapes import Float, Tensor
-from transept.inference.rules import Rules
 from transept.inference.sampling import Sampling, choose
 
 CHUNK = 512
 """Prompt tokens per prefill call."""
-
-
-@runtime_checkable
-class Predictor(Protocol):
-    """A model that predicts the next token."""
-
-    head: Callable[[Tensor], Tensor]
-
-    def hidden(self, ids: Tensor, *, cache: Any = None) -> Tensor:
-        """The last states of some tokens that follow those in the cache."""
-        ...
-
-    def cache(self, batch: int, capacity: int = 64) -> Any:
-        """An empty cache, of the kind that `hidden` takes."""
-        ...
 
 
 @runtime_checkable
@@ -103,50 +88,50 @@ def check_length(prompt: int, context: int | None) -> None:
         raise InputError(f"the prompt has {prompt} tokens, but the model's context is {context}: shorten it by {prompt - context}")
 
 
-def prefill(model: Predictor, ids: Tensor, cache: Any, chunk: int = CHUNK) -> Float[Tensor, "b v"]:
-    """The prompt ids [b t], `chunk` tokens at a time, into the cache; returns the logits that follow the last."""
-    states = torch.empty(0)
-    for start in range(0, ids.shape[1], chunk):
-        states = model.hidden(ids[:, start : start + chunk], cache=cache)
-    return model.head(states[:, -1])
-
-
-@torch.inference_mode()
 def steps(
-    model: Predictor,
+    model: Any,
     ids: Sequence[int],
     sampling: Sampling,
     *,
     max_tokens: int,
     context: int | None = None,
-    rules: Rules | None = None,
+    rules: Any | None = None,
     chunk: int = CHUNK,
 ) -> Iterator[Step]:
-    """New tokens one by one, until `max_tokens` or the end of the context; the caller stops at an end token."""
+    """New tokens one by one, until `max_tokens` or the end of the context; the caller stops at an end token.
+
+    `model` is a `Predictor` or a lowered model, `rules` the `Rules` of an encoder-decoder's checkpoint.
+    """
     check_length(len(ids), context)
     if max_tokens < 0:
         raise InputError(f"max_tokens should be 0 or more, found {max_tokens}")
     room = max_tokens if context is None else min(max_tokens, context - len(ids))
-    device = device_of(model)
     generator = sampling.check().generator()
-    cache = model.cache(1, len(ids) + max(room, 0))
-    seen = torch.tensor(list(ids), dtype=torch.long)
+    advance = advancer(model, len(ids) + max(room, 0), chunk)
+    seen = [int(i) for i in ids]
     if room <= 0:
         return
-    logits = prefill(model, seen[None].to(device), cache, chunk)[0]
+    logits = advance(seen)
     for i in range(room):
         if rules is not None:
-            logits = rules.apply(logits[None], [seen.tolist()], len(ids), room)[0]
+            logits = rules.apply(logits[None], [seen], len(ids), room)[0]
         token, logprob = choose(logits, seen, sampling, generator)
         yield Step(token, logprob, time.perf_counter())
         if i + 1 < room:
-            seen = torch.cat((seen, torch.tensor([token])))
-            logits = model.head(model.hidden(torch.tensor([[token]], device=device), cache=cache)[:, -1])[0]
+            seen.append(token)
+            logits = advance([token])
 
 
-def device_of(model: Predictor) -> torch.device | None:
-    """Where a predictor computes."""
-    return next(model.parameters()).device if isinstance(model, torch.nn.Module) else getattr(model, "device", None)
+def advancer(model: Any, capacity: int, chunk: int = CHUNK) -> Callable[[Sequence[int]], Any]:
+    """A function from the next tokens of one sequence to the logits [v] that follow them, over a cache of `capacity` columns.
+
+    A lowered model has `advance` itself; every other one is a torch module with `hidden`, `cache` and `head`.
+    """
+    if hasattr(model, "advance"):
+        return partial(model.advance, model.cache(1, capacity))
+    from transept.inference.predict import advancer as in_torch
+
+    return in_torch(model, capacity, chunk)
 
 
 class StopScanner:
