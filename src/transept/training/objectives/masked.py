@@ -17,7 +17,7 @@ from transept.training.objectives.losses import IGNORE, call, cross_entropy, giv
 
 @dataclass(frozen=True)
 class Masking:
-    """Of each token that may be chosen a share `rate` is; of these `hidden` become the mask, `random` any word, the rest stay as they are."""
+    """Of the tokens that may be chosen a share `rate` is; of these `hidden` become the mask, `random` any word, the others stay."""
 
     mask_id: int
     vocab: int
@@ -27,7 +27,7 @@ class Masking:
 
     def __post_init__(self) -> None:
         if not (0 <= self.rate <= 1 and self.hidden >= 0 and self.random >= 0 and self.hidden + self.random <= 1):
-            raise ConfigError(f"rate {self.rate}, hidden {self.hidden} and random {self.random} should be shares, the last two at most 1 in all")
+            raise ConfigError(f"rate {self.rate}, hidden {self.hidden} and random {self.random} should be shares, the last two 1 in all")
 
     def __call__(
         self, ids: Int[Tensor, "*n"], choosable: Bool[Tensor, "*n"], generator: torch.Generator
@@ -51,14 +51,18 @@ class Masked:
         labels = given(batch, "labels")
         if self.sparse:
             chosen = labels != IGNORE
-            logits, labels = logits_at(model, batch, chosen), labels[chosen]
+            logits, labels = words_at(model, states_of(model, batch), chosen), labels[chosen]
         else:
             logits = call(model, batch).logits
         loss = cross_entropy(logits, labels)
         return Sum(loss.loss, loss.count, {"accuracy": right(logits, labels)})
 
 
-def logits_at(model: Any, batch: Batch, chosen: Bool[Tensor, "b t"]) -> Float[Tensor, "n v"]:
-    """Scores of the vocabulary at the chosen tokens only, from an encoder with a masked-word head."""
-    states = model.states(batch["ids"], **{name: batch[name] for name in ("mask", "segments") if name in batch})
+def states_of(model: Any, batch: Batch) -> Float[Tensor, "b t d"]:
+    """An encoder's last states, before its head."""
+    return model.states(batch["ids"], **{name: batch[name] for name in ("mask", "segments") if name in batch})
+
+
+def words_at(model: Any, states: Float[Tensor, "b t d"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, "n v"]:
+    """Scores of the vocabulary at the chosen tokens only, by the encoder's masked-word head."""
     return getattr(model.head, "mlm", model.head).scores(states[chosen][None])[0]
