@@ -26,7 +26,7 @@ from transept.inference import generation, tasks
 from transept.inference.batches import by_length, padded
 from transept.inference.beam import Plan, search
 from transept.inference.generation import Generation, Piece, Usage
-from transept.inference.plan import Lowerable
+from transept.inference.plan import Lowerable, NativeEncoder, NativeModel
 from transept.inference.pooling import Pooling
 from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
@@ -202,11 +202,19 @@ class Model:
         return Generation(text, new, "stop" if ended else "length", Usage(prompt, len(new)))
 
     def _predictor(self) -> Any:
-        if isinstance(self._model, Lowerable) and not listened() and (lowered := self._model.native()) is not None:
+        if isinstance(lowered := self._lowered(), NativeModel):
             return lowered
         if not (hasattr(self.model, "cache") and (hasattr(self.model, "hidden") or isinstance(self.model, EncoderDecoder))):
             raise InputError(f"a {self.family.name} model of this form predicts no next token; load its language-model form to generate")
         return self.model
+
+    def _reader(self) -> tasks.Reader:
+        """What reads texts for the tasks."""
+        return lowered if isinstance(lowered := self._lowered(), NativeEncoder) else self.model
+
+    def _lowered(self) -> NativeModel | NativeEncoder | None:
+        """The model in the native core, where it runs there and nobody listens to its insides."""
+        return self._model.native() if isinstance(self._model, Lowerable) and not listened() else None
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -229,7 +237,7 @@ class Model:
         pooling = self.pooling or Pooling()
         many = [texts] if isinstance(texts, str) else texts
         return tasks.embed(
-            self.model, self._tokenizer(), many, pooling, limit=self.limit, truncate=truncate, batch=batch, progress=progress
+            self._reader(), self._tokenizer(), many, pooling, limit=self.limit, truncate=truncate, batch=batch, progress=progress
         )
 
     @property
@@ -240,20 +248,20 @@ class Model:
 
     def fill_mask(self, text: str, *, top: int = 5) -> list[list[tasks.Fill]]:
         """The likeliest words for each mask in the text, such as "Paris is the [MASK] of France."."""
-        return tasks.fill_mask(self.model, self._tokenizer(), text, top=top, limit=self.context)
+        return tasks.fill_mask(self._reader(), self._tokenizer(), text, top=top, limit=self.context)
 
     def classify(self, texts: str | Sequence[str | tuple[str, str]], *, truncate: bool = False, batch: int = 32) -> list[tasks.Label]:
         """The class of each text, or of each pair (first, second)."""
         many = [texts] if isinstance(texts, str) else texts
-        return tasks.classify(self.model, self._tokenizer(), many, self.labels, limit=self.context, truncate=truncate, batch=batch)
+        return tasks.classify(self._reader(), self._tokenizer(), many, self.labels, limit=self.context, truncate=truncate, batch=batch)
 
     def tag(self, text: str) -> list[tasks.Tag]:
         """The class of each word of a text, with the characters where it stands."""
-        return tasks.tag(self.model, self._tokenizer(), text, self.labels, limit=self.context)
+        return tasks.tag(self._reader(), self._tokenizer(), text, self.labels, limit=self.context)
 
     def answer(self, question: str, context: str, *, stride: int = 128) -> tasks.Answer:
         """The span of the context that answers the question; a long context is read in windows that overlap by `stride` tokens."""
-        return tasks.answer(self.model, self._tokenizer(), question, context, limit=self.context, stride=stride)
+        return tasks.answer(self._reader(), self._tokenizer(), question, context, limit=self.context, stride=stride)
 
     @property
     def labels(self) -> tuple[str, ...]:

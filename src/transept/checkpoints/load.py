@@ -100,6 +100,8 @@ def describe(source: str | Path, ignore: Sequence[str] = (), progress: Progress 
     return Source(path, family, form, _spec(path, family, form, config, ignore), config, metadata)
 
 
+# Whoever asks first may stand in inference mode, and tensors made there could never be trained.
+@torch.inference_mode(False)
 def load(
     source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None, progress: Progress | None = None
 ) -> nn.Module:

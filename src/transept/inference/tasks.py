@@ -10,11 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from transept.blocks.encoder import Encoder, MaskedHead, NextHead, PretrainHead, RowHead, SpanHead, TokenHead
+from transept.blocks.encoder import MaskedHead, NextHead, PretrainHead, RowHead, SpanHead, TokenHead
 from transept.core.errors import InputError, TokenizerError
 from transept.core.shapes import Bool, Float, Int, Tensor
+from transept.inference.batches import by_length
+from transept.inference.plan import NativeEncoder
 from transept.inference.pooling import Pooling
 
+Reader = nn.Module | NativeEncoder
 Progress = Callable[[int, int], None]
 Pair = tuple[str, str]
 _NEXT = ("follows", "does not follow")
@@ -94,7 +97,7 @@ class Row:
 
 
 def embed(
-    model: nn.Module,
+    model: Reader,
     tokenizer: Texts,
     texts: Sequence[str],
     pooling: Pooling,
@@ -113,7 +116,7 @@ def embed(
     rows = _within(rows, limit, truncate, len(tokenizer.after))
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     done = 0
-    for group in _alike(rows, batch):
+    for group in _alike(rows, batch, model):
         ids, mask = _tensors([rows[i] for i in group], _device(model))
         with torch.inference_mode():
             vectors = pooling(_states(model, ids, mask), mask)
@@ -125,7 +128,7 @@ def embed(
     return torch.stack(out).clone() if out else torch.empty(0, getattr(model, "dim", 0))
 
 
-def fill_mask(model: nn.Module, tokenizer: Texts, text: str, *, top: int, limit: int | None) -> list[list[Fill]]:
+def fill_mask(model: Reader, tokenizer: Texts, text: str, *, top: int, limit: int | None) -> list[list[Fill]]:
     """The `top` likeliest words for each mask in the text, likeliest first."""
     head = _head(model, (MaskedHead, PretrainHead), "fill masks", "masked-language form")
     if tokenizer.mask_id is None:
@@ -135,7 +138,7 @@ def fill_mask(model: nn.Module, tokenizer: Texts, text: str, *, top: int, limit:
     if not where:
         raise InputError(f"the text has no mask: put {tokenizer.token(tokenizer.mask_id)} where a word is wanted")
     with torch.inference_mode():
-        states = model.states(torch.tensor([ids], device=_device(model)))  # type: ignore[operator]
+        states = model.states(torch.tensor([ids], device=_device(model)))
         chances = head(states).logits[0, where].float().softmax(-1)
     best = chances.topk(min(top, chances.shape[-1]))
     return [
@@ -145,7 +148,7 @@ def fill_mask(model: nn.Module, tokenizer: Texts, text: str, *, top: int, limit:
 
 
 def classify(
-    model: nn.Module,
+    model: Reader,
     tokenizer: Texts,
     texts: Sequence[str | Pair],
     labels: Sequence[str],
@@ -167,7 +170,7 @@ def classify(
     cut = _within(rows, limit, truncate, len(tokenizer.after))
     segments = [kinds[: len(row)] for kinds, row in zip(segments, cut, strict=True)]
     out: dict[int, Label] = {}
-    for group in _alike(cut, batch):
+    for group in _alike(cut, batch, model):
         ids, mask = _tensors([cut[i] for i in group], _device(model))
         kinds, _ = _tensors([segments[i] for i in group], _device(model))
         with torch.inference_mode():
@@ -177,7 +180,7 @@ def classify(
     return [out[i] for i in range(len(cut))]
 
 
-def tag(model: nn.Module, tokenizer: Texts, text: str, labels: Sequence[str], *, limit: int | None) -> list[Tag]:
+def tag(model: Reader, tokenizer: Texts, text: str, labels: Sequence[str], *, limit: int | None) -> list[Tag]:
     """The class of each word that stands between spaces, read at its first piece (row 60)."""
     _head(model, (TokenHead,), "score classes of words", "token-classification form")
     _encode(tokenizer, text, 0)
@@ -202,7 +205,7 @@ def tag(model: nn.Module, tokenizer: Texts, text: str, labels: Sequence[str], *,
 
 
 def answer(
-    model: nn.Module,
+    model: Reader,
     tokenizer: Texts,
     question: str,
     context: str,
@@ -223,7 +226,7 @@ def answer(
         ids, mask = _tensors([w.ids for w in some], _device(model))
         kinds, _ = _tensors([w.segments for w in some], _device(model))
         with torch.inference_mode():
-            found = head(model.states(ids, mask=mask, segments=kinds))  # type: ignore[operator]
+            found = head(model.states(ids, mask=mask, segments=kinds))
         for window, start, end in zip(some, found.start.float(), found.end.float(), strict=True):
             candidate = _best_span(window, start, end, context, longest)
             if candidate is not None and (best is None or candidate[0] > best[0]):
@@ -260,8 +263,10 @@ def _within(rows: list[list[int]], limit: int | None, truncate: bool, tail: int)
     return [row if len(row) <= limit else [*row[: limit - tail], *(row[-tail:] if tail else [])] for row in rows]
 
 
-def _alike(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """The numbers of the rows in batches, longest first; a batch ends where more than an eighth of a row would be padding."""
+def _alike(rows: Sequence[Sequence[int]], size: int, model: Reader) -> list[list[int]]:
+    """The numbers of the rows in batches, longest first; where padding is computed, a batch ends before it is an eighth of a row."""
+    if isinstance(model, NativeEncoder):
+        return by_length(rows, size)
     groups: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
         if groups and len(groups[-1]) < size and len(rows[i]) * 8 >= len(rows[groups[-1][0]]) * 7:
@@ -278,7 +283,7 @@ def _tensors(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[T
     return ids, None if bool((lengths == longest).all()) else torch.arange(longest, device=device) < lengths[:, None]
 
 
-def _states(model: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
+def _states(model: Reader, ids: Tensor, mask: Tensor | None) -> Tensor:
     """The last states of an encoder, or of a decoder before its head (row 40)."""
     read = getattr(model, "states", None) or getattr(model, "hidden", None)
     if read is None:
@@ -286,11 +291,12 @@ def _states(model: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
     return read(ids, mask=mask)
 
 
-def _head(model: nn.Module, kinds: tuple[type[nn.Module], ...], what: str, form: str) -> Any:
-    if not (isinstance(model, Encoder) and isinstance(model.head, kinds)):
-        having = f" with the head {type(model.head).__name__}" if isinstance(model, (Encoder,)) else ""
+def _head(model: Reader, kinds: tuple[type[nn.Module], ...], what: str, form: str) -> Any:
+    head = getattr(model, "head", None)
+    if not (hasattr(model, "states") and isinstance(head, kinds)):
+        having = "" if head is None else f" with the head {type(head).__name__}"
         raise InputError(f"this {type(model).__name__}{having} does not {what}; load a checkpoint of the {form}")
-    return model.head
+    return head
 
 
 def _filled(tokenizer: Texts, ids: list[int], at: int, id: int, score: float) -> Fill:
@@ -355,5 +361,5 @@ def _best_span(window: Row, start: Tensor, end: Tensor, context: str, longest: i
     return float(total[i, j]), Answer(text.strip(), begin, begin + len(text.strip()), float(chance.exp()))
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _device(model: Reader) -> torch.device:
+    return model.device if isinstance(model, NativeEncoder) else next(model.parameters()).device

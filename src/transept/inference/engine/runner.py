@@ -23,23 +23,12 @@ from transept.blocks.cache import Cache, Room
 from transept.blocks.stack import Decoder
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
+from transept.inference.rows import Row
 from transept.ops.masks import PAD, Positions
 
 SPAN = 64
 SIZES = (4, 8, 16, 32, 64)
 BASE = 16
-
-
-@dataclass(frozen=True)
-class Row:
-    """The part of one sequence in a step: `tokens` from position `start` on, its page table, and for how many of the last of them logits
-    are wanted.
-    """
-
-    tokens: tuple[int, ...]
-    start: int
-    pages: tuple[int, ...]
-    logits: int
 
 
 @runtime_checkable

@@ -15,12 +15,13 @@ from transept import native
 from transept.blocks.attention import Attention
 from transept.blocks.block import Block, Post, Pre
 from transept.blocks.embeddings import Embedding, Scale, TokenEmbedding
+from transept.blocks.encoder import Encoder, EncoderEmbedding, SharedStack
 from transept.blocks.feedforward import MLP, GatedMLP, MoE
 from transept.blocks.heads import Head, Projected, TiedHead
 from transept.blocks.latent import LatentAttention
 from transept.blocks.norms import LayerNorm, NoNorm, RMSNorm
 from transept.blocks.positions import Learned, NoPosition, Rotary
-from transept.blocks.stack import Decoder
+from transept.blocks.stack import Decoder, Stack
 from transept.core.errors import TranseptError
 from transept.inference.plan.weights import Weights
 from transept.native import View
@@ -40,7 +41,7 @@ class NotLowered(TranseptError):
 @dataclass
 class Lowering:
     """What the table's functions share: the program, the names and numbers of the modules, the caches, and buffers used again by every
-    layer.
+    layer. `caches` is None where each layer has a cache of its own; layers that keep nothing from step to step share one of each shape.
     """
 
     program: native.Program
@@ -50,6 +51,8 @@ class Lowering:
     fast: bool
     cache_kind: str = "F32"
     scratch: dict[tuple[str, int], View] = field(default_factory=dict)
+    packed: dict[tuple[str, ...], native.Weight] = field(default_factory=dict)
+    caches: dict[tuple[int, int], native.Cache] | None = None
     angles: dict[RopeSpec, View] = field(default_factory=dict)
     rows: int = TOKENS
 
@@ -72,13 +75,28 @@ class Lowering:
         """A plain float parameter, or None where the module has none."""
         return native.vector(self.weights.floats(f"{self.name(module)}.{leaf}")) if getattr(module, leaf, None) is not None else None
 
+    def pack(self, *modules: nn.Module, gated: bool = False) -> native.Weight:
+        """The weights of modules, side by side and packed once, however many layers share them."""
+        key = tuple(self.name(m) for m in modules)
+        if key not in self.packed:
+            self.packed[key] = native.pack(*(self.raw(m) for m in modules), gated=gated)
+        return self.packed[key]
+
+    def cache(self, kv_heads: int, head_dim: int) -> native.Cache:
+        """The keys and values of one layer."""
+        if self.caches is None:
+            return native.Cache(kv_heads, head_dim, self.pages, kind=self.cache_kind)
+        if (kv_heads, head_dim) not in self.caches:
+            self.caches[kv_heads, head_dim] = native.Cache(kv_heads, head_dim, self.pages, kind=self.cache_kind)
+        return self.caches[kv_heads, head_dim]
+
     def int8(self, weight: native.Weight) -> bool:
         """Whether this weight meets activations of 8 bits."""
         return self.fast and weight.kind.startswith("Q")
 
     def linear(self, module: nn.Module, x: View, out: View, *, act: str = "none", residual: View | None = None) -> View:
         """out = residual + act(x W + bias)."""
-        weight = native.pack(self.raw(module))
+        weight = self.pack(module)
         self.program.label = self.name(module)
         return self.program.linear(
             x, weight, out, bias=self.vector(module, "bias"), act=act, residual=residual, int8=self.int8(weight), rows=self.rows
@@ -91,7 +109,7 @@ class Lowering:
         biases = [getattr(m, "bias", None) is not None for m in modules]
         if not alike or any(biases) != all(biases):
             return [self.linear(m, x, self.buffer(f"{what}{i}", r.n)) for i, (m, r) in enumerate(zip(modules, raws, strict=True))]
-        weight, out = native.pack(*raws), self.buffer(what, sum(r.n for r in raws))
+        weight, out = self.pack(*modules), self.buffer(what, sum(r.n for r in raws))
         bias = native.vector(np.concatenate([self.weights.floats(f"{self.name(m)}.bias") for m in modules])) if all(biases) else None
         self.program.label = self.name(modules[0])
         self.program.linear(x, weight, out, bias=bias, int8=self.int8(weight), rows=self.rows)
@@ -111,13 +129,54 @@ def lower(
     if not isinstance(model, Decoder):
         raise NotLowered(f"a {type(model).__name__} has no records in the native core's table; it runs in torch")
     x = _embed(model.embed, p)
-    for layer in model.stack.layers:
-        if not isinstance(layer, Block):
-            raise NotLowered(f"{p.name(layer)} is a {type(layer).__name__}, which the native core's table lacks")
-        _block(layer, x, p)
+    _blocks(model.stack, x, p)
     chosen = p.program.gather(x, p.buffer("chosen", x.width))
     p.rows = SELECTED
     return p.program, _head(model.head, _norm(model.stack.norm, chosen, chosen, p), p)
+
+
+def lower_encoder(model: nn.Module, weights: Weights, *, pages: int, max_rows: int, fast: bool = False) -> tuple[native.Program, View]:
+    """The program of an encoder and the view of its last states [t d], before the head. Raises NotLowered."""
+    names = {id(m): n for n, m in model.named_modules()}
+    p = Lowering(native.Program(max_rows), weights, names, pages, fast, caches={})
+    if not isinstance(model, Encoder):
+        raise NotLowered(f"a {type(model).__name__} has no records in the native core's table; it runs in torch")
+    x = _read(model.embed, p)
+    _blocks(model.stack, x, p)
+    return p.program, _norm(model.stack.norm, x, x, p)
+
+
+def _blocks(stack: Stack, x: View, p: Lowering) -> None:
+    if isinstance(stack, SharedStack):
+        layers = [layer for group in stack.order for layer in stack.layers[group].children()]
+    elif type(stack) is Stack:
+        layers = list(stack.layers)
+    else:
+        raise NotLowered(f"a {type(stack).__name__} is not in the native core's table")
+    for layer in layers:
+        if not isinstance(layer, Block):
+            raise NotLowered(f"{p.name(layer)} is a {type(layer).__name__}, which the native core's table lacks")
+        _block(layer, x, p)
+
+
+def _read(embed: nn.Module, p: Lowering) -> View:
+    """An encoder's first states. Its tables stay as they lie: rows are copied, not multiplied."""
+    if type(embed) is not EncoderEmbedding or not (embed.position is None or isinstance(embed.position, Learned)):
+        raise NotLowered(f"the embedding {type(embed).__name__} is not in the native core's table")
+    x = p.buffer("stream", embed.tokens.weight.shape[1])
+    position = embed.position
+    offset = 0 if position is None else position.offset
+    for source, table in (("ids", embed.tokens), ("segments", embed.segments), ("positions", position)):
+        if table is not None:
+            p.program.label = p.name(table)
+            rows = native.vector(p.weights.floats(f"{p.name(table)}.weight"))
+            p.program.embed(rows, x, source=source, offset=offset if source == "positions" else 0, add=source != "ids")
+    x = _norm(embed.norm, x, x, p)
+    if embed.project is None:
+        return x
+    if not isinstance(embed.project, nn.Linear):
+        raise NotLowered(f"the embedding's {type(embed.project).__name__} is not in the native core's table")
+    return p.linear(embed.project, x, p.buffer("raised stream", embed.project.out_features))
 
 
 def _embed(embed: nn.Module, p: Lowering) -> View:
@@ -189,7 +248,7 @@ def _gated(f: GatedMLP, x: View, stream: View, p: Lowering) -> None:
     hidden = p.buffer("hidden", f.up.out_features)
     gate, up = p.raw(f.gate), p.raw(f.up)
     if gate.kind == up.kind and gate.n % PANEL == 0:
-        weight = native.pack(gate, up, gated=True)
+        weight = p.pack(f.gate, f.up, gated=True)
         bias = (
             None
             if f.up.bias is None
@@ -229,7 +288,7 @@ def _attention(f: Attention, x: View, stream: View, p: Lowering) -> None:
     q, k, v = p.stacked([f.q, f.k, f.v], x, "qkv")
     _turn(f.position, ((q, f.heads), (k, f.kv_heads)), p)
     left, right = _reach(f.mask)
-    cache = native.Cache(f.kv_heads, f.head_dim, p.pages, kind=p.cache_kind)
+    cache = p.cache(f.kv_heads, f.head_dim)
     p.program.label = p.name(f)
     p.program.append(cache, k, v)
     y = p.program.attend(cache, q, p.buffer("heads", f.heads * f.head_dim), heads=f.heads, scale=f.scale, left=left, right=right)

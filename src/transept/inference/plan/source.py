@@ -9,15 +9,18 @@ from collections.abc import Callable
 from torch import nn
 
 from transept import native
+from transept.blocks.encoder import Encoder
 from transept.blocks.stack import Decoder
 from transept.checkpoints.load import Source, check
 from transept.inference.plan.lower import NotLowered
-from transept.inference.plan.runner import NativeModel
+from transept.inference.plan.runner import NativeEncoder, NativeModel
 from transept.inference.plan.weights import weights_of
+
+MOST = 1024  # tokens of one step of an encoder: enough rows to work at the speed of the arithmetic
 
 
 class Lowerable:
-    """A decoder's checkpoint on a CPU. `open` loads the module; `native` is the lowered model, None where it has to run in torch, and
+    """A decoder's or an encoder's checkpoint on a CPU. `open` loads the module; `native` is the lowered model, None where it has to run in torch, and
     `why` says why.
 
     Once the module was handed out its owner may change it, so from then on it alone is run.
@@ -31,12 +34,12 @@ class Lowerable:
             check(source)
         self.opened = False
         self.why = "" if native.available() else native.why_not()
-        self._native: NativeModel | None = None
+        self._native: NativeModel | NativeEncoder | None = None
 
     @staticmethod
     def fits(source: Source) -> bool:
-        """Whether a checkpoint is a decoder at all."""
-        return type(source.empty()) is Decoder
+        """Whether a checkpoint is of a kind that may lower at all."""
+        return type(source.empty()) in (Decoder, Encoder)
 
     def open(self) -> nn.Module:
         """The module, with its weights."""
@@ -45,16 +48,20 @@ class Lowerable:
         self.opened, self._native = True, None
         return self.module
 
-    def native(self) -> NativeModel | None:
+    def native(self) -> NativeModel | NativeEncoder | None:
         """The lowered model, made at the first asking."""
         if self.opened or self.why:
             return None
         if self._native is None:
-            empty = self.source.empty() if self.module is None else self.module
             try:
-                self._native = NativeModel(
-                    empty, weights_of(self.module, self.source), context=getattr(self.source.spec, "context", None), fast=self.fast
-                )
+                self._native = self._lower(self.source.empty() if self.module is None else self.module)
             except NotLowered as error:
                 self.why = str(error)
         return self._native
+
+    def _lower(self, model: nn.Module) -> NativeModel | NativeEncoder:
+        weights, context = weights_of(self.module, self.source), getattr(self.source.spec, "context", None)
+        if isinstance(model, Encoder):
+            # The head is the module's own, so an encoder's module is kept.
+            return NativeEncoder(model, weights, fast=self.fast, max_rows=max(MOST, context or MOST))
+        return NativeModel(model, weights, context=context, fast=self.fast)
