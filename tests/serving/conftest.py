@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 
 from tests.contracts.conftest import one_thread
@@ -24,3 +25,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def address(running: Running) -> Iterator[str]:
     yield running.address
     tiny.settle(running.app)
+
+
+@pytest.fixture(scope="module")
+def unchecked() -> Iterator[None]:
+    """Without the checks of shapes and types at run time, which make a tiny model's step ten times as long; test_openai.py has them."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

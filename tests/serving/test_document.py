@@ -39,6 +39,7 @@ GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "/v1/classifications": (ClassificationRequest, {"model": "classify", "input": "fox"}),
     "/v1/answers": (AnswerRequest, {"model": "answer", "question": "who", "context": "the fox"}),
 }
+pytestmark = pytest.mark.usefixtures("unchecked")
 MODEL = {path: body["model"] for path, (_, body) in GOOD.items()}
 
 
@@ -61,6 +62,8 @@ def exercise(operation: Any, mode: GenerationMode, examples: int) -> int:
     return sent[0]
 
 
+# hypothesis watches the global generator, which any other thread of this process may draw from
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @pytest.mark.reliability
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
 def test_the_document_holds(address: str, mode: GenerationMode) -> None:
@@ -111,7 +114,7 @@ def test_every_field_with_every_wrong_value(address: str) -> None:
             assert client.post(path, json=good).status_code == 200
             spots = [(name,) for name in kind.model_fields] + [place for place in places(good) if len(place) != 1]
             for spot in spots:
-                for text in WRONG if FULL else rng.sample(WRONG, 4):
+                for text in WRONG if FULL else rng.sample(WRONG, 3):
                     reply = client.post(path, content=swapped(good, spot, text), headers={"content-type": "application/json"})
                     tried += 1
                     told = reply.text[:300]

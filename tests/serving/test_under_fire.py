@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +21,15 @@ import torch
 from tests import figures
 from tests.counts import FULL, count
 from tests.serving import tiny
+from transept.cli.main import main
 from transept.core.errors import InputError
 from transept.inference.engine.engine import Choice
 from transept.serving import desk as desks
 from transept.serving.endpoints import chat
 from transept.serving.run import Running
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+ENDS = torch.tensor([318, 319])
 MARK = "\x07"
 """Stands in the culprit's prompt only, and is a token of its own."""
 
@@ -98,6 +99,23 @@ def test_work_stops_when_the_client_leaves(running: Running, address: str) -> No
     asyncio.run(go())
     tiny.settle(running.app)
     assert engine.counts["generated_tokens"] - before < 3 * 8 * 64
+
+
+def test_an_answer_that_nobody_begins_to_read_is_ended(running: Running, address: str) -> None:
+    """A place that is given back takes with it what the engine still computes for it."""
+    desk = running.app.state.desk
+    served = desk.shelf.books["tiny"].served
+
+    async def go() -> None:
+        ticket = desk.gate.enter("")
+        asks = [desks.Ask(prompt=[1, 2, 3], max_tokens=900, processors=[lambda tokens, logits: logits.index_fill(0, ENDS, -1e9)])]
+        desks.submit(served, ticket, asks)
+        ticket.close()
+
+    before = served.engine.engine.counts["generated_tokens"]
+    asyncio.run(go())
+    tiny.settle(running.app)
+    assert served.engine.engine.counts["generated_tokens"] - before < 900
 
 
 # --- faults ---
@@ -230,7 +248,7 @@ def test_more_requests_than_fit(small: Running) -> None:
                 refusals.append(time.monotonic() - start)
                 seconds = int(head.lower().partition("retry-after: ")[2].split()[0])
                 assert 1 <= seconds <= 60 and json.loads(rest)["error"]["type"] == "rate_limit_error"
-                await asyncio.sleep(0.2 * seconds)
+                await asyncio.sleep(0.05 * seconds)
             else:
                 answered += 1
                 usage = json.loads(rest)["usage"]
@@ -251,25 +269,30 @@ def test_more_requests_than_fit(small: Running) -> None:
 
 
 def test_a_heavy_key_does_not_keep_a_light_one_waiting(small: Running) -> None:
-    """In order of completion, not by the clock: few of the heavy key's requests end before the last of the light key's."""
+    """In order of completion, not by the clock: between a light key's arrival and its last answer few of the heavy key's requests end."""
     order: list[str] = []
+    gate = small.app.state.desk.gate
 
     async def one(key: str, tokens: int) -> None:
-        body = {**tiny.ASK, "max_tokens": tokens, "temperature": 1}
+        body = {**tiny.ASK, "max_tokens": tokens, "temperature": 1, "logit_bias": {"318": -100, "319": -100}}
         status, _, rest = await tiny.talk(small.address, body, headers=bearer(f"the-{key}-key"))
         assert status == 200, rest
         order.append(key)
 
-    async def go() -> None:
+    async def go() -> int:
         heavy = [asyncio.create_task(one("heavy", 48)) for _ in range(64)]
-        while small.app.state.desk.gate.requests < 64:
-            await asyncio.sleep(0.01)
-        await asyncio.gather(*(one("light", 8) for _ in range(4)))
-        await asyncio.gather(*heavy)
+        while gate.requests < 64:
+            await asyncio.sleep(0.005)
+        light = [asyncio.create_task(one("light", 8)) for _ in range(4)]
+        while len(gate.by_tenant) < 2 or min(gate.by_tenant.values()) < 4:
+            await asyncio.sleep(0.005)
+        before = len(order)
+        await asyncio.gather(*light, *heavy)
+        return before
 
-    asyncio.run(go())
+    before = asyncio.run(go())
     last = max(i for i, key in enumerate(order) if key == "light")
-    assert last < 32, order
+    assert order[before:last].count("heavy") <= 16 and before < 48, (before, order)
 
 
 def test_one_key_gets_its_share_only(small: Running) -> None:
@@ -317,7 +340,7 @@ def test_streams_end_whole_when_told_to_stop(folder: Path) -> None:
 @pytest.mark.serial
 def test_told_twice_it_ends_at_once(folder: Path) -> None:
     with tiny.spawned(folder, "--limit", "drain_seconds=600") as (process, address):
-        body = {**tiny.ASK, "max_tokens": 900, "n": 8, "stream": True, "temperature": 1, "logit_bias": {"0": -100, "1": -100}}
+        body = {**tiny.ASK, "max_tokens": 900, "n": 8, "stream": True, "temperature": 1, "logit_bias": {"318": -100, "319": -100}}
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
             next(lines)
@@ -329,7 +352,7 @@ def test_told_twice_it_ends_at_once(folder: Path) -> None:
         assert '"error":{"message":"the engine was closed' in rest and process.wait(60) == 0
 
 
-def test_what_cannot_be_served_is_said_before_it_listens(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_said_before_it_listens(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text().replace("LlamaForCausalLM", "LamaForCausalLM"))
     for line, words in (
         ((str(tmp_path / "nothing"),), "no file or folder"),
@@ -337,10 +360,11 @@ def test_what_cannot_be_served_is_said_before_it_listens(folder: Path, tmp_path:
         ((str(folder), "--host", "0.0.0.0"), "--api-key"),
         ((str(folder), "--limit", "n=9999"), "between 1 and"),
         ((str(folder), "--context", "99999"), "1024"),
+        ((str(folder), "--port", "70000"), "70000"),
+        ((str(folder), "--memory", "0.0001"), "--memory"),
     ):
-        done = subprocess.run([sys.executable, "-m", "transept.cli.main", "serve", *line], capture_output=True, text=True, check=False,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)  # fmt: skip
-        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        code, told = main(["serve", *line]), capsys.readouterr()
+        assert code == 1 and told.out == "" and told.err.startswith("transept: ") and words in told.err, told.err
 
 
 # --- long use ---
@@ -351,7 +375,7 @@ def test_what_cannot_be_served_is_said_before_it_listens(folder: Path, tmp_path:
 @pytest.mark.slow
 def test_memory_stays_where_it_is(folder: Path) -> None:
     """Mixed requests, good, bad and broken off: memory grows by less than 1 MiB per 10,000; files and threads not at all."""
-    number, rng, seen = count(20_000), random.Random(2), []
+    number, rng, seen = count(20_000) if FULL else 800, random.Random(2), []
     with tiny.spawned(folder) as (process, address):
         watched = psutil.Process(process.pid)
 
@@ -379,9 +403,7 @@ def test_memory_stays_where_it_is(folder: Path) -> None:
         seconds = time.monotonic() - begin
     slope = 10_000 * float(numpy.polyfit([row[0] for row in seen], [row[1] / 2**20 for row in seen], 1)[0])
     figures.record("E-7 soak", n_tried=number, n_ok=number, n_bad=0, worst_ms=None, seconds=seconds, seed=2)
-    print(
-        f"memory grows by {slope:.2f} MiB per 10,000 requests; files {seen[0][2]} -> {seen[-1][2]}, threads {seen[0][3]} -> {seen[-1][3]}"
-    )
+    print(f"memory grows by {slope:.2f} MiB per 10,000 requests; files and threads {seen[0][2:]} -> {seen[-1][2:]}")
     assert seen[-1][2] <= seen[0][2] + 2 and seen[-1][3] <= seen[0][3]
     # Few requests show the allocator's noise only.
     assert slope < (1 if FULL else 40)

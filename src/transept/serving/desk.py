@@ -180,20 +180,15 @@ def processors(body: Sampled, prompt: int, vocab: int) -> list[Callable[[Sequenc
 
 
 def submit(served: Served, ticket: Ticket, asks: Sequence[Ask]) -> list[Stream]:
-    """Hands requests to the engine, all or none. Errors: InputError, Busy, Refusal (429)."""
+    """Hands requests to the engine. Errors: InputError, Busy, Refusal (429)."""
     engine = served.engine
     if engine is None:
         raise InputError(f"model: {served.book.name!r} does not generate")
     ticket.claim(sum((len(one.prompt) + engine.engine.room(one)) * one.n for one in asks))
-    streams: list[Stream] = []
-    try:
-        for one in asks:
-            streams.append(engine.submit(one))
-    except BaseException:
-        for stream in streams:
-            stream.cancel()
-        raise
-    return streams
+    for one in asks:
+        # The ticket ends them where nobody else comes to do it: a client may leave before its answer begins to be read.
+        ticket.streams.append(engine.submit(one))
+    return ticket.streams
 
 
 async def events(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Event], None]:

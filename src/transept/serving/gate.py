@@ -6,15 +6,17 @@ import math
 import time
 from collections import Counter
 
+from transept.inference.engine import Stream
 from transept.serving.errors import Refusal
 from transept.serving.limits import Limits
 
 
 class Ticket:
-    """One request's place; given back exactly once, however it ends."""
+    """One request's place, and what it has in the engine; given back exactly once, however it ends."""
 
     def __init__(self, gate: Gate, tenant: str):
         self.gate, self.tenant, self.tokens, self.open = gate, tenant, 0, True
+        self.streams: list[Stream] = []
 
     def claim(self, tokens: int) -> None:
         """The request may reach so many tokens. Raises Refusal (429) where too many are under way."""
@@ -27,6 +29,9 @@ class Ticket:
         """Gives the place back."""
         if self.open:
             self.open = False
+            for stream in self.streams:
+                if stream.left:
+                    stream.cancel()
             self.gate.leave(self)
 
 
