@@ -1,0 +1,117 @@
+"""Runs the steps of a lowered decoder, and one sequence after another as the plain loop wants it. Needs numpy only, never torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transept import native
+from transept.core.errors import InputError
+from transept.inference.rows import Row
+from transept.native.binding import PAGE
+
+
+def cores() -> int:
+    """The logical cores this process may use, or $TRANSEPT_THREADS."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(os.environ.get("TRANSEPT_THREADS", allowed)))
+
+
+def pages_of(context: int | None) -> int:
+    """How many pages one sequence of the whole context takes."""
+    return -(-(context or 1 << 15) // PAGE)
+
+
+class Steps:
+    """Runs steps of a program: each row's arithmetic has a fixed order, so a request's bits depend on nothing else in the step."""
+
+    def __init__(self, program: native.Program, out: native.View, *, threads: int | None = None):
+        self.program, self.out, self.max_rows = program, out, program.max_rows
+        self.plan = program.build(native.Team(threads or cores()))
+
+    def prepare(self, copies: Sequence[tuple[int, int]], fresh: Sequence[int]) -> None:
+        """Copies pages (from, to) in this order; fresh pages need no clearing, since only written columns are read."""
+        for source, target in copies:
+            for cache in self.program.caches:
+                cache.data[target] = cache.data[source]
+
+    def run(self, rows: Sequence[Row], seconds: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """Writes the columns of all rows and returns the wanted logits [n v], row after row; `seconds` [records] sums up their time."""
+        parts = [part for batch in _batches(rows, self.max_rows) for part in self._run(batch, seconds)]
+        return np.concatenate(parts) if parts else np.empty((0, self.out.width), np.float32)
+
+    def _run(self, rows: list[Row], seconds: NDArray[np.float64] | None) -> list[NDArray[np.float32]]:
+        sizes = [len(row.tokens) for row in rows]
+        table = np.zeros((len(rows), max(len(row.pages) for row in rows)), np.int32)
+        for i, row in enumerate(rows):
+            table[i, : len(row.pages)] = row.pages
+        ends = np.cumsum(sizes)
+        select = [at for end, row in zip(ends, rows, strict=True) for at in range(end - row.logits, end)]
+        batch = native.Batch(
+            [token for row in rows for token in row.tokens],
+            np.repeat(np.arange(len(rows)), sizes),
+            np.concatenate([np.arange(row.start, row.start + n) for row, n in zip(rows, sizes, strict=True)]),
+            tables=table,
+            select=select or None,
+        )
+        taken = None if seconds is None else np.zeros_like(seconds)
+        self.plan.step(batch, taken)
+        if seconds is not None and taken is not None:
+            seconds += taken
+        return [self.plan.view(self.out, len(select)).copy()] if select else []
+
+
+def _batches(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """The rows in groups of at most `most` tokens; a longer row is cut, its logits at its end."""
+    batches: list[list[Row]] = [[]]
+    room = most
+    for row in rows:
+        start, tokens = row.start, row.tokens
+        while tokens:
+            # Wanted logits are not torn apart: they lie in the row's last piece.
+            if room == 0 or (len(tokens) > room and len(tokens) - room < row.logits):
+                batches.append([])
+                room = most
+            piece, tokens = tokens[:room], tokens[room:]
+            batches[-1].append(Row(piece, start, row.pages, 0 if tokens else row.logits))
+            start, room = start + len(piece), room - len(piece)
+    return [batch for batch in batches if batch]
+
+
+@dataclass
+class State:
+    """The cache of one sequence: its pages and how many columns they hold."""
+
+    owner: Loop
+    pages: tuple[int, ...]
+    length: int = 0
+
+    def __del__(self) -> None:
+        self.owner.free.extend(self.pages)
+
+
+class Loop:
+    """A lowered decoder as the plain loop wants it: one sequence at a time, only the last column's logits are made."""
+
+    def __init__(self, runner: Steps, pages: int):
+        self.runner, self.free = runner, list(range(pages))
+
+    def cache(self, batch: int, capacity: int = 64) -> State:
+        """Pages for one sequence of `capacity` columns."""
+        wanted = -(-max(capacity, 1) // PAGE)
+        if batch != 1:
+            raise InputError(f"the native loop runs one sequence at a time, asked for {batch}: use the engine for more")
+        if wanted > len(self.free):
+            raise InputError(f"{capacity} columns need {wanted} pages of cache, but {len(self.free)} are free")
+        taken, self.free = self.free[:wanted], self.free[wanted:]
+        return State(self, tuple(taken))
+
+    def advance(self, state: State, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits [v] that follow these tokens of the sequence."""
+        logits = self.runner.run([Row(tuple(ids), state.length, state.pages, 1)])
+        state.length += len(ids)
+        return logits[0]
