@@ -51,6 +51,21 @@ class Rotary(NoPosition):
         return {"rope": f"{self.spec.dims} dims, theta {self.spec.theta:g}", "layout": self.spec.layout.name, **scaling}
 
 
+class Normed(NoPosition):
+    """q and k brought to a root mean square of 1 before another scheme turns them (Henry et al. 2020, arXiv 2010.04245, no factor)."""
+
+    def __init__(self, inner: NoPosition, eps: float = 1e-6):
+        super().__init__()
+        self.inner, self.eps = inner, eps
+
+    def forward(self, q: Float[Tensor, "b h t e"], k: Float[Tensor, "b k t e"], ctx: Context) -> tuple[Tensor, Tensor]:
+        width = (q.shape[-1],)
+        return self.inner(nn.functional.rms_norm(q, width, eps=self.eps), nn.functional.rms_norm(k, width, eps=self.eps), ctx)
+
+    def bias(self, ctx: Context, length: int) -> Float[Tensor, "#b h t s"] | None:
+        return self.inner.bias(ctx, length)
+
+
 class Relative(NoPosition):
     """One learned number per head and bucket of distance, added to the scores (Raffel et al. 2019, arXiv 1910.10683, section 2.1; row 35).
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,15 @@ def write_safetensors(
     `tensors` is a mapping, or a TensorFile whose tensors are read one by one as they are written. The layout is that of the safetensors
     package: widest dtype first, then by name; the same tensors always give the same bytes.
     """
+    with atomic(Path(path)) as out:
+        for piece in pieces(path, tensors, metadata):
+            out.write(piece)
+
+
+def pieces(
+    path: str | Path, tensors: Mapping[str, torch.Tensor] | TensorFile, metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of one file, in order: its head, then each tensor; `path` only names it in errors."""
     path = Path(path)
     source = declare(tensors, KINDS) if isinstance(tensors, Mapping) else tensors
     infos = [source.info(key) for key in source.keys()]
@@ -164,13 +173,12 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         refuse(path, "the header", f"{len(text)} bytes", f"at most {MAX_HEADER}")
-    with atomic(path) as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for info in infos:
-            tensor = source.read(info.name)
-            if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
-                refuse(path, f"tensor {info.name!r}", f"{tuple(tensor.shape)} {tensor.dtype}", f"the declared {info.shape} {info.dtype}")
-            out.write(tensor_bytes(tensor))
+    yield len(text).to_bytes(8, "little") + text
+    for info in infos:
+        tensor = source.read(info.name)
+        if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
+            refuse(path, f"tensor {info.name!r}", f"{tuple(tensor.shape)} {tensor.dtype}", f"the declared {info.shape} {info.dtype}")
+        yield tensor_bytes(tensor)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,3 +150,16 @@ class Mean:
             kept = mean.clone()
             mean.copy_(self.named[name].detach())
             self.named[name].detach().copy_(kept)
+
+
+@contextmanager
+def averaged(means: Iterable[Mean]) -> Iterator[None]:
+    """Within this block the model holds the mean of its weights, where one is kept and has begun."""
+    kept = list(means)
+    for mean in kept:
+        mean.swap()
+    try:
+        yield
+    finally:
+        for mean in kept:
+            mean.swap()

@@ -85,7 +85,7 @@ class Schedule(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Loading(Spec):
-    """How many samples an update sees (`batch`, over all processes), how many at a time (`micro`; None: its whole share), in which order."""
+    """How many samples an update sees (`batch`, over all processes), how many at a time (`micro`; None: all its share), in which order."""
 
     batch: int = 32
     micro: int | None = None
@@ -160,9 +160,9 @@ Finish = Callable[[nn.Module, Path], str]
 class Run:
     """A training run, ready to start.
 
-    `eval` are held-out sources by name, judged by `eval_objective` (the objective itself where it is None); `measure` adds figures of its own at
-    each look (BLEU, accuracy by generation). `finish` is called with the trained model and the run's folder: it may write files, and
-    returns what the reader should see last, such as a sample.
+    `eval` are held-out sources by name, judged by `eval_objective` (the objective itself where it is None); `measure` adds figures of its
+    own at each look (BLEU, accuracy by generation). `finish` is called with the trained model and the run's folder: it may write files,
+    and returns what the reader should see last, such as a sample.
     """
 
     model: nn.Module
@@ -248,7 +248,7 @@ def call(recipe: Callable[..., Run], changes: Sequence[str], name: str = "") -> 
         if key not in known:
             raise ConfigError(f"neither the recipe nor its settings have {key!r}{nearest(key, known)}; see them all with --dry-run")
     defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    arguments = {key: value if isinstance(value, str | int | float | bool | None) else str(value) for key, value in {**defaults, **own}.items()}
+    arguments = {key: v if isinstance(v, str | int | float | bool | None) else str(v) for key, v in {**defaults, **own}.items()}
     return dataclasses.replace(run, settings=override(run.settings, rest), recipe=name or run.recipe, arguments=arguments)
 
 

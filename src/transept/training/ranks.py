@@ -1,0 +1,70 @@
+"""The processes that share a batch: started by torchrun, or one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from transept.core.shapes import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that each see another share of the data; `group` is their process group."""
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Adds each tensor over all processes, in place."""
+        if self.world > 1:
+            for work in [dist.all_reduce(t, group=self.group, async_op=True) for t in tensors]:
+                if work is not None:
+                    work.wait()
+
+    def agree(self, value: float, device: torch.device) -> float:
+        """The largest of all processes' numbers: a clock or a signal seen by one of them is seen by all."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self.group)
+        return float(shared)
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.world > 1:
+            dist.barrier(group=self.group)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun started (by its environment variables), joined until the block ends; alone without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    began = not dist.is_initialized()
+    if began:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        if began:
+            dist.destroy_process_group()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over processes, gathered; any other as it is. Every process must ask."""
+    full = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
+
+
+def sharded(tensor: Tensor) -> bool:
+    """True for a tensor of which this process holds only a part (DTensor)."""
+    return hasattr(tensor, "full_tensor")
