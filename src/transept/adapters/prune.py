@@ -12,7 +12,7 @@ from torch import nn
 
 from transept.core.errors import InputError, nearest
 from transept.core.shapes import Float, Tensor
-from transept.core.tap import listening
+from transept.core.tap import Listener, listening
 
 Heads = Mapping[str, Sequence[int]]
 """The name of an attention module in its model -> numbers of heads."""
@@ -33,15 +33,15 @@ def importance(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> dict
     The model's own gradients are left as they are.
     """
     layers = attentions(model)
-    gates = {
+    open_ = {
         name: torch.ones(_count(m), requires_grad=True, dtype=m.out.weight.dtype, device=m.out.weight.device) for name, m in layers.items()
     }
-    total = {name: torch.zeros_like(gate) for name, gate in gates.items()}
-    listener, count = _Gates(model, gates), 0
+    total = {name: torch.zeros_like(gate) for name, gate in open_.items()}
+    listener, count = _Gates(model, open_), 0
     for loss in losses:
         with listening(listener):
             value = loss()
-        for name, grad in zip(gates, torch.autograd.grad(value, list(gates.values()), allow_unused=True), strict=True):
+        for name, grad in zip(open_, torch.autograd.grad(value, list(open_.values()), allow_unused=True), strict=True):
             total[name] += 0 if grad is None else grad.abs()
         count += 1
     if not count:
@@ -64,12 +64,17 @@ def weakest(scores: Mapping[str, Tensor], count: int) -> dict[str, list[int]]:
 @contextmanager
 def masked(model: nn.Module, heads: Heads) -> Iterator[None]:
     """Within this context the named heads give zeros; the model itself is not changed."""
-    gates = {}
-    for name, module in _checked(model, heads).items():
-        gates[name] = torch.ones(_count(module), device=module.out.weight.device)
-        gates[name][list(heads[name])] = 0.0
-    with listening(_Gates(model, gates)):
+    with listening(gates(model, heads)):
         yield
+
+
+def gates(model: nn.Module, heads: Heads) -> Listener:
+    """What has to listen so that the named heads give zeros."""
+    closed = {}
+    for name, module in _checked(model, heads).items():
+        closed[name] = torch.ones(_count(module), device=module.out.weight.device)
+        closed[name][list(heads[name])] = 0.0
+    return _Gates(model, closed)
 
 
 def prune(model: nn.Module, heads: Heads) -> nn.Module:

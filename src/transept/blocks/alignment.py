@@ -73,7 +73,7 @@ class After(nn.Module):
     def forward(self, cell: Recurrence, x: Tensor, state: Tensor, memory: Memory, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         outputs, ends = cell(x, mask, begin=[(state,)])
         context, found = aligned(self.score, outputs[-1], memory)
-        peek(self, "weights", lambda: found[:, None])
+        peek(self, "weights", lambda heads=None: found[:, None])
         return self.combine(torch.cat((context, outputs[-1]), -1)).tanh(), ends[-1][0]
 
 
@@ -93,7 +93,7 @@ class Before(nn.Module):
             state = new if mask is None else torch.where(mask[:, i, None], new, state)
             out.append(self.combine(torch.cat((context, outputs[-1]), -1)).tanh())
             every.append(found)
-        peek(self, "weights", lambda: torch.cat(every, 1)[:, None])
+        peek(self, "weights", lambda heads=None: torch.cat(every, 1)[:, None])
         return torch.cat(out, 1), state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 
 from torch import nn
 
@@ -61,7 +62,7 @@ class Attention(Traits, nn.Module):
         if ctx.slot is not None:
             k, v = ctx.slot.append(k, v, ctx.positions)
         mask, bias = ctx.bind(self.mask, k.shape[2]), self.position.bias(ctx, k.shape[2])
-        peek(self, "weights", lambda: weights(q, k, mask=mask, scale=self.scale, bias=bias))
+        peek(self, "weights", partial(weights, q, k, mask=mask, scale=self.scale, bias=bias))
         y = attend(tap(self, "q", q), tap(self, "k", k), tap(self, "v", v), mask=mask, scale=self.scale, bias=bias)
         return self.out(merge(tap(self, "heads", y)))
 

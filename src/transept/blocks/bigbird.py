@@ -5,7 +5,7 @@ published code.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class BlockSparseAttention(Traits, nn.Module):
         mask = self.mask(ctx, x.shape[1])
         if not self.training and mask.mask != Full():
             q, k, v = self._counted(q, k, v, mask)
-        peek(self, "weights", lambda: weights(q, k, mask=mask, scale=self.scale))
+        peek(self, "weights", partial(weights, q, k, mask=mask, scale=self.scale))
         y = attend(tap(self, "q", q), tap(self, "k", k), tap(self, "v", v), mask=mask, scale=self.scale)[..., : x.shape[2] // self.heads]
         return self.out(merge(tap(self, "heads", y)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from transept.blocks.attention import Bias, merge, split
@@ -45,7 +47,7 @@ class CrossAttention(nn.Module):
         mask = ctx.bind_memory(self.mask)
         q, (k, v) = split(self.q(x), self.heads), self._memory(ctx)
         k, v = k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
-        peek(self, "weights", lambda: weights(q, k, mask=mask, scale=self.scale))
+        peek(self, "weights", partial(weights, q, k, mask=mask, scale=self.scale))
         y = attend(tap(self, "q", q), tap(self, "k", k), tap(self, "v", v), mask=mask, scale=self.scale)
         return self.out(merge(tap(self, "heads", y)))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -94,7 +95,7 @@ class DisentangledAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"], ctx: Context) -> Float[Tensor, "b t d"]:
         q, k, v = (split(project(x), self.heads) for project in (self.q, self.k, self.v))
         mask, bias = ctx.bind(self.mask, k.shape[2]), self.bias(q, k, ctx)
-        peek(self, "weights", lambda: weights(q, k, mask=mask, scale=self.scale, bias=bias))
+        peek(self, "weights", partial(weights, q, k, mask=mask, scale=self.scale, bias=bias))
         y = attend(tap(self, "q", q), tap(self, "k", k), tap(self, "v", v), mask=mask, scale=self.scale, bias=bias)
         return self.out(merge(tap(self, "heads", y)))
 

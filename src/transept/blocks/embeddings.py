@@ -8,6 +8,7 @@ from torch import nn
 from transept.blocks.traits import Traits
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
+from transept.core.tap import tap
 
 
 class TokenEmbedding(Traits, nn.Module):
@@ -19,7 +20,9 @@ class TokenEmbedding(Traits, nn.Module):
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The vectors of the ids; an id outside the vocabulary is refused with both numbers."""
-        if not ids.is_meta and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.weight.shape[0]:
+        # Compiled code cannot stop to look at a number; it checks the bounds of each lookup itself.
+        seen = not ids.is_meta and not torch.compiler.is_compiling() and ids.numel()
+        if seen and not 0 <= int(ids.min()) <= int(ids.max()) < self.weight.shape[0]:
             bad = int(ids.max()) if int(ids.max()) >= self.weight.shape[0] else int(ids.min())
             raise InputError(f"token id {bad} is outside the vocabulary of {self.weight.shape[0]} tokens")
         return nn.functional.embedding(ids, self.weight)
@@ -77,4 +80,4 @@ class Embedding(nn.Module):
             x = self.position(x, positions)
         if self.norm is not None:
             x = self.norm(x)
-        return self.dropout(x)
+        return tap(self, "embed", self.dropout(x))

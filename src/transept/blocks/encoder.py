@@ -82,7 +82,7 @@ class EncoderEmbedding(nn.Module):
         if self.position is not None:
             x = self.position(x, positions)
         x = self.dropout(self.norm(x))
-        return x if self.project is None else self.project(x)
+        return tap(self, "embed", x if self.project is None else self.project(x))
 
 
 class MaskedEmbedding(EncoderEmbedding):

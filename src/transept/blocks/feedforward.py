@@ -98,7 +98,7 @@ class MoE(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"], ctx: Context | None = None) -> Float[Tensor, "b t d"]:
         flat = x.reshape(-1, x.shape[-1])
         chosen, weight = self.router(flat)
-        tap(self, "chosen", chosen)
+        chosen = tap(self, "chosen", chosen)
         # Each token's experts are added in the order of their numbers, so its sum does not depend on its neighbours.
         y = torch.zeros_like(flat)
         for expert in torch.unique(chosen).tolist():

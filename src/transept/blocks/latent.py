@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -61,7 +63,7 @@ class LatentAttention(Traits, nn.Module):
         if ctx.slot is not None:
             c_kv, k_r = ctx.slot.append(c_kv, k_r, ctx.positions)
         mask = ctx.bind(self.mask, c_kv.shape[2])
-        peek(self, "weights", lambda: weights(*self._expand(q_c, q_r, c_kv, k_r)[:2], mask=mask, scale=self.scale))
+        peek(self, "weights", partial(self._weights, q_c, q_r, c_kv, k_r, mask))
         compute = self._absorbed if absorb else self._expanded
         return self.out(merge(tap(self, "heads", compute(q_c, q_r, c_kv, k_r, mask))))  # eq. 47
 
@@ -70,6 +72,11 @@ class LatentAttention(Traits, nn.Module):
         q = torch.cat((q_c, q_r), -1)  # eq. 40
         k = torch.cat((k_c, k_r.expand(-1, self.spec.heads, -1, -1)), -1)  # eq. 44
         return q, k
+
+    def _weights(
+        self, q_c: Tensor, q_r: Tensor, c_kv: Tensor, k_r: Tensor, mask: Bound, heads: Sequence[int] | None = None
+    ) -> Float[Tensor, "b g t s"]:
+        return weights(*self._expand(q_c, q_r, c_kv, k_r), mask=mask, scale=self.scale, heads=heads)
 
     def _expanded(
         self,

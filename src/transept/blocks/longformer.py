@@ -46,7 +46,7 @@ class GlobalAttention(Traits, nn.Module):
         q, k, v = (split(p(x), self.heads) for p in (self.q, self.k, self.v))
         chosen = ctx.chosen if isinstance(ctx, GlobalContext) else None
         mask = self._mask(ctx, chosen)
-        peek(self, "weights", lambda: weights(q, k, mask=mask, scale=self.scale))
+        peek(self, "weights", lambda heads=None: self._weights(x, (q, k, mask), chosen, ctx, heads))
         y = attend(tap(self, "q", q), tap(self, "k", k), tap(self, "v", v), mask=mask, scale=self.scale)
         if chosen is not None and (chosen.is_meta or chosen.any()):
             y = self._everywhere(x, y, chosen, ctx)
@@ -60,25 +60,38 @@ class GlobalAttention(Traits, nn.Module):
 
     def _everywhere(self, x: Tensor, y: Tensor, chosen: Tensor, ctx: Context) -> Tensor:
         """y with the rows of the global tokens replaced by full attention."""
+        q, k, mask, columns = self._global(x, chosen, ctx)
+        return _rows(y, attend(q, k, split(self.v_all(x), self.heads), mask=mask, scale=self.scale), mask, columns)
+
+    def _global(self, x: Tensor, chosen: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Bound, Tensor]:
+        """Queries of the global tokens, keys of all, who sees whom, and the columns of the global tokens."""
         count = int(chosen.sum(1).max())
         # the chosen columns of each row first, then others that PAD keeps out
         columns = chosen.long().argsort(dim=1, descending=True, stable=True)[:, :count]
-        real = chosen.gather(1, columns)
         where = ctx.positions.index.expand(len(chosen), -1)
-        mask = Bound(Full(), Positions(where.gather(1, columns).where(real, PAD), None), Positions(where, None))
+        real = where.gather(1, columns).where(chosen.gather(1, columns), PAD)
         picked = x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))
-        full = attend(
-            split(self.q_all(picked), self.heads),
-            split(self.k_all(x), self.heads),
-            split(self.v_all(x), self.heads),
-            mask=mask,
-            scale=self.scale,
-        )
-        at = columns[:, None, :, None].expand_as(full)
-        return y.scatter(2, at, full.where(real[:, None, :, None], y.gather(2, at)))
+        mask = Bound(Full(), Positions(real, None), Positions(where, None))
+        return split(self.q_all(picked), self.heads), split(self.k_all(x), self.heads), mask, columns
+
+    def _weights(
+        self, x: Tensor, local: tuple[Tensor, Tensor, Bound], chosen: Tensor | None, ctx: Context, heads: Sequence[int] | None
+    ) -> Float[Tensor, "b g t s"]:
+        """The weights of the local tokens and, in the rows of the global ones, of theirs."""
+        found = weights(*local[:2], mask=local[2], scale=self.scale, heads=heads)
+        if chosen is None or not chosen.any():
+            return found
+        q, k, mask, columns = self._global(x, chosen, ctx)
+        return _rows(found, weights(q, k, mask=mask, scale=self.scale, heads=heads), mask, columns)
 
     def traits(self) -> dict[str, object]:
         return {"heads": self.heads, "mask": self.mask}
+
+
+def _rows(y: Tensor, full: Tensor, mask: Bound, columns: Int[Tensor, "b g"]) -> Tensor:
+    """y with these columns' rows taken from `full`, where its queries are real."""
+    at = columns[:, None, :, None].expand_as(full)
+    return y.scatter(2, at, full.where((mask.q.index != PAD)[:, None, :, None], y.gather(2, at)))
 
 
 def _by_position(chosen: Bool[Tensor, "b t"], positions: Int[Tensor, "#b t"]) -> Bool[Tensor, "b n"]:

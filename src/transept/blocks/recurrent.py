@@ -210,7 +210,7 @@ class Recurrence(nn.Module):
             ends.append(end)
             if isinstance(slot, Carried):
                 slot.carry(end, x.shape[1])
-        tap(self, "hidden", x)
+        outputs[-1] = tap(self, "hidden", x)
         return outputs, ends
 
 

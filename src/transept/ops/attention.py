@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -59,13 +61,22 @@ def weights(
     mask: Bound,
     scale: float,
     bias: Float[Tensor, "#b #h t s"] | None = None,
-) -> Float[Tensor, "b h t s"]:
-    """The attention weights themselves, for inspection and as the reference; rows that may attend to nothing are zero."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ k.transpose(-1, -2) * scale
+    heads: Sequence[int] | None = None,
+) -> Float[Tensor, "b g t s"]:
+    """The attention weights themselves, for inspection and as the reference; rows that may attend to nothing are zero.
+
+    With `heads` those of these heads alone, and no others are computed.
+    """
+    group, allowed = q.shape[1] // k.shape[1], mask.dense
+    if heads is not None:
+        chosen = [*heads]
+        q, k, group = q[:, chosen], k[:, [h // group for h in chosen]], 1
+        bias = bias if bias is None or bias.shape[1] == 1 else bias[:, chosen]
+        allowed = allowed if allowed.shape[1] == 1 else allowed[:, chosen]
+    scores = q @ k.repeat_interleave(group, dim=1).transpose(-1, -2) * scale
     if bias is not None:
         scores = scores + bias
-    return torch.nan_to_num(scores.masked_fill(~mask.dense, float("-inf")).softmax(-1))
+    return torch.nan_to_num(scores.masked_fill(~allowed, float("-inf")).softmax(-1))
 
 
 def reference(
