@@ -1,4 +1,4 @@
-"""Damaged text, to be mended: BART's infilling (Lewis et al. 2019, arXiv 1910.13461, section 2.2; row 70), T5's spans (Raffel et al. 2019, arXiv
+"""Damaged text to mend: BART's infilling (Lewis et al. 2019, arXiv 1910.13461, section 2.2; row 70), T5's spans (Raffel et al. 2019, arXiv
 1910.10683, section 3.1.4). Both give samples of `Seq2Seq`."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from transept.core.errors import InputError
 
@@ -26,10 +27,11 @@ def infilled(text: Text, mask_id: int, generator: torch.Generator, rate: float =
             inserted.append(int(torch.randint(size + 1, (), generator=generator)))
             budget -= 1
             continue
-        free = [i for i in range(size - length + 1) if not gone[max(0, i - 1) : i + length + 1].any()]
-        if not free:
+        # Nothing gone in the span nor beside it, or two masks would stand together.
+        free = (F.pad(gone, (1, 1)).unfold(0, length + 2, 1).sum(1) == 0).nonzero()
+        if not len(free):
             break
-        at = free[int(torch.randint(len(free), (), generator=generator))]
+        at = int(free[int(torch.randint(len(free), (), generator=generator))])
         gone[at : at + length], begins[at] = True, True
         budget -= length
     out: list[int] = []

@@ -16,14 +16,15 @@ from transept.training.objectives.losses import IGNORE, call, given, negative_lo
 class Span:
     """Half of the cross-entropies of `start` and `end` [b], columns of the row; a column beyond it, or IGNORE, is not counted.
 
-    A row whose answer lies elsewhere has both at column 0.
+    A row whose answer lies elsewhere has both at column 0. Padding is no candidate, so a row's loss does not depend on those beside it.
     """
 
     def __call__(self, model: nn.Module, batch: Batch, /) -> Sum:
         out = call(model, batch)
         start, end = given(batch, "start"), given(batch, "end")
-        exact = (out.start.argmax(1) == start) & (out.end.argmax(1) == end)
-        return Sum((self.side(out.start, start) + self.side(out.end, end)) / 2, len(start), {"exact": exact.sum()})
+        starts, ends = (x if "mask" not in batch else x.float().masked_fill(~batch["mask"], float("-inf")) for x in (out.start, out.end))
+        exact = (starts.argmax(1) == start) & (ends.argmax(1) == end)
+        return Sum((self.side(starts, start) + self.side(ends, end)) / 2, len(start), {"exact": exact.sum()})
 
     def side(self, scores: Float[Tensor, "b t"], column: Tensor) -> Tensor:
         """The summed cross-entropy of one end."""
