@@ -195,7 +195,8 @@ class Columns(Mask):
         raise NotImplementedError
 
     def allow(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.chosen(k).expand(torch.broadcast_shapes(q.shape, k.shape))
+        found = self.chosen(k)
+        return found.expand(torch.broadcast_shapes(q.shape, found.shape))
 
 
 class Rows(Mask):
