@@ -46,6 +46,8 @@ def peek(owner: object, name: str, compute: Callable[..., Any]) -> None:
 
     A listener that wants some heads alone gets `compute(heads=...)`.
     """
+    if not _open:
+        return
     listener = _listener.get()
     wanted = listener is not None and listener.wants(owner, name)
     if listener is not None and wanted:
