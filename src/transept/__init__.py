@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transept.compiled import load as load
     from transept.door import Model as Model
-    from transept.door import load as load
     from transept.door import save as save
 
 __version__ = "0.1.0"
-_DOORS = {"load": "transept.door", "save": "transept.door", "Model": "transept.door"}
+_DOORS = {"load": "transept.compiled", "save": "transept.door", "Model": "transept.door"}
 __all__ = ["Model", "__version__", "load", "save"]
 
 

@@ -16,11 +16,10 @@ from transept.checkpoints import load as reader
 from transept.checkpoints.atomic import atomic
 from transept.checkpoints.save import form_for
 from transept.checkpoints.save import save as write
-from transept.core.errors import InputError, TokenizerError
+from transept.core.errors import InputError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
 from transept.core.tap import listened
-from transept.data.text.template import messages
 from transept.data.text.tokenizer import Tokenizer
 from transept.inference import generation, tasks
 from transept.inference.batches import by_length, padded
@@ -30,12 +29,13 @@ from transept.inference.plan import Lowerable, NativeEncoder, NativeModel
 from transept.inference.pooling import Pooling
 from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
+from transept.inference.talk import Talk
 from transept.inspection.card import Card, card
 
 Prompt = str | Sequence[int] | torch.Tensor
 
 
-class Model:
+class Model(Talk):
     """A loaded model: `model` is the plain nn.Module, `spec` its numbers, `tokenizer` None where the source has none, `card` its costs.
 
     A decoder on a CPU generates in the native core until `model` is first asked for; from then on the module that you hold, and may
@@ -112,29 +112,10 @@ class Model:
         steps = generation.steps(model, begin, Sampling.checked(sampling), max_tokens=max_tokens, context=self.context, rules=rules)
         return generation.stream(steps, self._detokenizer(), prompt_tokens=len(ids), ends=() if ignore_end else self.ends, stop=stop)
 
-    def chat(self, turns: str | Sequence[dict[str, Any]], *, system: str | None = None, **options: Any) -> Iterator[Piece]:
-        """The assistant's answer to a prompt or to a list of {"role", "content"} messages, streamed; `options` are those of `stream`."""
-        return self.stream(self.chat_ids(turns, system), **options)
-
-    def chat_ids(self, turns: str | Sequence[dict[str, Any]], system: str | None = None) -> list[int]:
-        """The tokens of a conversation in the model's own chat template, ready for the assistant's turn."""
-        talk = messages(turns, system) if isinstance(turns, str) else list(turns)
-        return self._tokenizer().encode_chat(talk, add_generation_prompt=True)
-
     @property
     def ends(self) -> tuple[int, ...]:
         """The ids that end an answer."""
         return self.rules.ends if self.tokenizer is None else tuple(self.tokenizer.eos_ids)
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt as ids."""
-        if isinstance(prompt, str):
-            return self._tokenizer().encode(prompt)
-        if isinstance(prompt, torch.Tensor):
-            if prompt.ndim not in (1, 2) or (prompt.ndim == 2 and len(prompt) != 1):
-                raise InputError(f"ids should have the shape [t] or [1 t], found {tuple(prompt.shape)}")
-            return prompt.flatten().tolist()
-        return [int(i) for i in prompt]
 
     def translate(
         self,
@@ -202,7 +183,7 @@ class Model:
         return Generation(text, new, "stop" if ended else "length", Usage(prompt, len(new)))
 
     def _predictor(self) -> Any:
-        if isinstance(lowered := self._lowered(), NativeModel):
+        if isinstance(lowered := self.lowered(), NativeModel):
             return lowered
         if not (hasattr(self.model, "cache") and (hasattr(self.model, "hidden") or isinstance(self.model, EncoderDecoder))):
             raise InputError(f"a {self.family.name} model of this form predicts no next token; load its language-model form to generate")
@@ -210,21 +191,17 @@ class Model:
 
     def _reader(self) -> tasks.Reader:
         """What reads texts for the tasks."""
-        return lowered if isinstance(lowered := self._lowered(), NativeEncoder) else self.model
+        return lowered if isinstance(lowered := self.lowered(), NativeEncoder) else self.model
 
-    def _lowered(self) -> NativeModel | NativeEncoder | None:
+    def lowered(self) -> NativeModel | NativeEncoder | None:
         """The model in the native core, where it runs there and nobody listens to its insides."""
         return self._model.native() if isinstance(self._model, Lowerable) and not listened() else None
 
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"{self.source or 'this model'} has no tokenizer: give token ids, or put a tokenizer.json beside its weights"
-            )
-        return self.tokenizer
-
-    def _detokenizer(self) -> generation.Detokenizer:
-        return _Silent() if self.tokenizer is None else self.tokenizer.stream()
+    def why_not(self) -> str:
+        """Why the model does not run in the native core; empty where it does."""
+        if not isinstance(self._model, Lowerable):
+            return "it is no decoder or encoder on a CPU in float32"
+        return "" if self.lowered() is not None else self._model.why or "its module was opened"
 
     def embed(
         self, texts: str | Sequence[str], *, truncate: bool = False, batch: int = 32, progress: Callable[[int, int], None] | None = None
@@ -267,16 +244,6 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """The names of the classes that this model scores."""
         return getattr(self.spec, "labels", ())
-
-
-class _Silent:
-    """Stands where there is no tokenizer: ids only."""
-
-    def push(self, ids: int | Sequence[int], /) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
 
 
 def load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from transept.checkpoints import pull
+from transept.checkpoints.find import Progress, find
 from transept.checkpoints.gguf import open_gguf
 from transept.checkpoints.safetensors import open_safetensors
 from transept.checkpoints.shards import open_sharded
 from transept.checkpoints.tensorfile import TensorFile, strict_json
 from transept.checkpoints.torchbin import open_torchbin
-from transept.core.errors import CheckpointError, ConfigError, NumericsError, SourceError, nearest
+from transept.core.errors import CheckpointError, ConfigError, NumericsError, SourceError
 from transept.core.registry import Family, Published, by_architecture
 from transept.core.shapes import Tensor
 from transept.core.spec import Spec
 
-Progress = Callable[[int, int], None]
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _MAX_CONFIG = 16 << 20
 
@@ -57,19 +56,6 @@ def check(source: Source) -> None:
             pass
     finally:
         file.close()
-
-
-def find(source: str | Path, progress: Progress | None = None) -> Path:
-    """The folder or GGUF file that `source` names: a path that exists, else a bundled name or hub id, fetched if need be."""
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".safetensors":
-        path = path.parent
-    if not path.exists():
-        if str(source).startswith((".", "/", "~")) or path.suffix in (".gguf", ".safetensors", ".bin"):
-            there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise SourceError(f"there is no file or folder {path}{nearest(path.name, there)}")
-        path = pull.locate(str(source)) or pull.pull(str(source), progress=progress)
-    return _only_gguf(path) if path.is_dir() and not (path / "config.json").exists() else path
 
 
 def describe(source: str | Path, ignore: Sequence[str] = (), progress: Progress | None = None) -> Source:
@@ -181,14 +167,6 @@ def _open_weights(folder: Path) -> TensorFile:
                 return open_sharded(path)
             return open_safetensors(path) if path.suffix == ".safetensors" else open_torchbin(path)
     raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(_WEIGHTS)}")
-
-
-def _only_gguf(folder: Path) -> Path:
-    found = sorted(folder.glob("*.gguf"))
-    if len(found) != 1:
-        what = f"{len(found)} .gguf files" if found else "neither config.json nor a .gguf file"
-        raise SourceError(f"{folder} holds {what}; name a folder with config.json, or one .gguf file")
-    return found[0]
 
 
 def _dtype(file: TensorFile, device: torch.device) -> torch.dtype:

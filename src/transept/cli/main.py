@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from transept import __version__
-from transept.cli import serve
+from transept.cli import plan, serve
 from transept.core.errors import TranseptError
 
 
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--length", type=int, default=None, metavar="L", help="tokens of context to count for (default: the model's own, at most 4096)"
     )
+    plan.options(command)
     _tasks(command)
     sub = command("verify", "Compare a model with its publisher's: ids, logits, generation, row by row.", table=True)
     sub.add_argument("model")
@@ -123,6 +124,8 @@ def _run(args: argparse.Namespace) -> int:
         return getattr(tasks, args.command)(args)
     if args.command == "serve":
         return serve.check(args) if args.check else serve.serve(args)
+    if args.command in plan.COMMANDS:
+        return plan.COMMANDS[args.command](args)
     from transept.cli import tables
 
     return getattr(tables, args.command)(args)

@@ -7,11 +7,15 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transept.cli.progress import told
+from transept.compiled import Compiled, load
 from transept.core.errors import InputError
-from transept.door import Model, load
 from transept.inference.generation import Generation, Piece
+
+if TYPE_CHECKING:
+    from transept.door import Model
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -83,13 +87,16 @@ def peak_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _load(args: argparse.Namespace) -> Model:
-    import torch
-
+def _load(args: argparse.Namespace) -> Model | Compiled:
     from transept.cli.progress import loading
 
-    with loading(args.model) as progress:
-        return load(args.model, dtype=getattr(torch, args.dtype) if args.dtype else None, fast=args.fast, progress=progress)
+    dtype = None
+    if args.dtype:
+        import torch
+
+        dtype = getattr(torch, args.dtype)
+    with loading(args.model) as progress, told():
+        return load(args.model, dtype=dtype, fast=args.fast, progress=progress)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
