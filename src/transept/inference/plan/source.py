@@ -43,9 +43,14 @@ class Lowerable:
 
     def open(self) -> nn.Module:
         """The module, with its weights."""
+        module = self.look()
+        self.opened, self._native = True, None
+        return module
+
+    def look(self) -> nn.Module:
+        """The module for who only looks at it."""
         if self.module is None:
             self.module = self.load()
-        self.opened, self._native = True, None
         return self.module
 
     def native(self) -> NativeModel | NativeEncoder | None:
