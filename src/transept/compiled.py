@@ -126,7 +126,7 @@ def load(
 
 
 def compile_model(source: str | Path, *, fast: bool = False, out: Path | None = None, progress: Progress | None = None) -> Path:
-    """Lowers a decoder, writes its plan file and returns its path: `out`, else beside the model, or in the cache where that cannot be written.
+    """Lowers a decoder, writes its plan file and returns its path: `out`, or beside the model, or in the cache.
 
     Raises ConfigError where the model is not one that the native core runs whole, SourceError where there is no native core.
     """

@@ -124,8 +124,10 @@ def _processor() -> list[Finding]:
 
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = _flags()
-    slow = "" if {"avx2", "fma"} <= set(flags) or "asimd" in flags else "no AVX2 and no NEON: the native core runs its plain kernels, slowly"
-    busy = f"more threads than cores: each step waits for the last one (unset TRANSEPT_THREADS, or at most {there})" if cores() > there else ""
+    quick = {"avx2", "fma"} <= set(flags) or "asimd" in flags
+    slow = "" if quick or not flags else "neither AVX2 nor NEON: the native core runs its plain, slow kernels"
+    late = f"more threads than cores: each step waits for the last one (TRANSEPT_THREADS is best {there} here)"
+    busy = late if cores() > there else ""
     return [
         Finding("processor", f"{platform.machine()}, {' '.join(flags) or 'features unknown'}", slow),
         Finding("threads", f"{cores()} on {there} cores", busy),

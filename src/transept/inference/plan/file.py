@@ -301,6 +301,11 @@ def _program(path: Path, header: Header, payload: NDArray[np.uint8]) -> PlanFile
             raise PlanRefused(f"the plan file {path} is damaged: {section.nbytes} bytes at {section.at}, expected {nbytes}")
         return payload[section.at : section.at + nbytes]
 
+    buffer, at, width = header.out
+    if any(not 1 <= n < 1 << 24 for n in (*header.widths, header.max_rows)) or not 0 <= buffer < len(header.widths):
+        raise PlanRefused(f"the plan file {path} is damaged: buffers of {header.max_rows} rows do not hold its output {header.out}")
+    if at < 0 or width < 1 or at + width > header.widths[buffer]:
+        raise PlanRefused(f"the plan file {path} is damaged: columns {at} to {at + width} of a buffer of {header.widths[buffer]}")
     program = native.Program(min(header.max_rows, ROWS), labels=[*header.labels], widths=[*header.widths])
     records = part(header.records, len(header.labels) * ctypes.sizeof(CRecord))
     program.records = [*(CRecord * len(header.labels)).from_buffer_copy(records.tobytes())]
