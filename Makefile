@@ -48,14 +48,25 @@ help:
 	@$(BIN)/python -m transept.native.build > .venv/native.log 2>&1 || echo "    not compiled: $$(tail -n 1 .venv/native.log); models run in torch"
 	@touch $@
 
+# a headless Chromium for the playground's tests, once; where none can be had they are skipped and say so
+CHROMIUM := chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable chrome
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install chromium-headless-shell
+.venv/.browser: | .venv/.test
+	@command -v $(CHROMIUM) > /dev/null || { \
+	  echo "a headless Chromium for the playground's tests (about 60 MB, once)"; \
+	  { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && { $(APT) || { apt-get -qq update && $(APT); }; } \
+	    || timeout 120 $(BIN)/python -m playwright install chromium-headless-shell; } > .venv/browser.log 2>&1 \
+	  || echo "    not to be had, so those tests are skipped (.venv/browser.log)"; }
+	@touch $@
+
 demo: .venv/.demo .venv/.native  ## fetch SmolLM2-135M-Instruct and let it answer a prompt
 	@$(BIN)/transept pull $(MODEL) < /dev/null
 	@$(BIN)/transept generate $(MODEL) "$(PROMPT)" --chat --max-tokens 64 --stats < /dev/null
 
-test: .venv/.test .venv/.native  ## run every check, long counts reduced to a tenth
+test: .venv/.test .venv/.native .venv/.browser  ## run every check, long counts reduced to a tenth
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup < /dev/null
 
-reliability: .venv/.test .venv/.native  ## run the long checks at their full counts and write docs/reliability.md
+reliability: .venv/.test .venv/.native .venv/.browser  ## run the long checks at their full counts and write docs/reliability.md
 	@TRANSEPT_FULL=1 $(BIN)/python tools/reliability.py < /dev/null
 
 ifneq ($(wildcard benchmarks/run.py),)

@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from transept.core.errors import InputError
+from transept.core.errors import InputError, TranseptError
 
 if TYPE_CHECKING:
     from transept.serving.shelf import Served, Settings
@@ -33,7 +33,6 @@ def settings(args: argparse.Namespace) -> Settings:
     """What the line asks for. Errors: InputError for a limit that is none, or where no model is named and none is pulled."""
     import torch
 
-    from transept.checkpoints.pull import catalogue, locate
     from transept.serving.limits import Limits
     from transept.serving.shelf import Settings
 
@@ -43,7 +42,7 @@ def settings(args: argparse.Namespace) -> Settings:
         if not value.isdigit():
             raise InputError(f"--limit expects NAME=N with a whole number, found {text!r}")
         limits[name] = int(value)
-    models = tuple(args.models) or tuple(entry.name for entry in catalogue() if locate(entry.name) is not None)
+    models = tuple(args.models) or pulled()
     if not models:
         raise InputError("no model is named and none is pulled; begin with: transept pull smollm2-135m-instruct")
     for name, value in (("context", args.context), ("pages", args.pages), ("rows", args.rows)):
@@ -60,11 +59,24 @@ def settings(args: argparse.Namespace) -> Settings:
     )  # fmt: skip
 
 
+def pulled() -> tuple[str, ...]:
+    """The bundled models that are on this machine and that some family's page can run."""
+    from transept.checkpoints.pull import catalogue, locate
+    from transept.core.registry import all_families
+
+    known = {family.name for family in all_families()}
+    return tuple(entry.name for entry in catalogue() if entry.architecture in known and locate(entry.name) is not None)
+
+
 def serve(args: argparse.Namespace) -> int:
     """Serves until it is told to stop."""
     from transept.serving.run import serve as listen
 
-    listen(settings(args), args.host, args.port, opened=lambda address: print(f"Transept at {address}", flush=True), told=_example)
+    def opened(address: str) -> None:
+        print(f"Transept at {address}", flush=True)
+        print(f"  the playground is that page in a browser; clients of the OpenAI API take {address}/v1", flush=True)
+
+    listen(settings(args), args.host, args.port, opened=opened, told=_example)
     return 0
 
 
@@ -81,11 +93,30 @@ def check(args: argparse.Namespace) -> int:
 
 def _example(served: Served) -> None:
     """One real answer of a model that was just loaded, and how long it took."""
-    m, begin = served.model, time.perf_counter()
-    if "completions" in served.book.tasks and m.tokenizer is not None:
-        found = repr("The capital of France is" + m.generate("The capital of France is", max_tokens=8).text)
-    elif "embeddings" in served.book.tasks and m.tokenizer is not None:
-        found = f"a vector of {m.embed('The capital of France is Paris.').shape[1]} numbers"
-    else:
-        found = "ready"
+    begin = time.perf_counter()
+    try:
+        found = _asked(served)
+    except TranseptError as error:
+        found = f"ready, but its example says: {error}"
     print(f"  {served.book.name}: {found} in {1000 * (time.perf_counter() - begin):.0f} ms", flush=True)
+
+
+def _asked(served: Served) -> str:
+    """What the model answers to an example of its first task."""
+    m, tasks = served.model, served.book.tasks
+    if m.tokenizer is None:
+        return "ready, without a tokenizer"
+    if "completions" in tasks:
+        asked: str = "The capital of France is"
+        return repr(asked + m.generate(asked, max_tokens=8).text)
+    if "fill" in tasks and m.tokenizer.mask_id is not None:
+        text = f"Paris is the {m.tokenizer.token(m.tokenizer.mask_id)} of France."
+        return f"{text!r} has {m.fill_mask(text, top=1)[0][0].token!r}"
+    if "answers" in tasks:
+        return f"'Where is Paris?' finds {m.answer('Where is Paris?', 'Paris is in France.').text!r}"
+    if "classifications" in tasks:
+        return f"'Paris is beautiful.' is {m.classify('Paris is beautiful.')[0].label!r}"
+    if "embeddings" in tasks:
+        one, other = m.embed(["Paris is in France.", "France holds Paris."])
+        return f"two sentences of the same meaning have the similarity {float(one @ other / (one.norm() * other.norm())):.2f}"
+    return "ready"
