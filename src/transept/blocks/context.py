@@ -61,4 +61,5 @@ def last(positions: Positions, length: int) -> Positions:
     if length == len(positions):
         return positions
     skipped = len(positions) - length
-    return Positions(positions.index[:, skipped:], None if positions.first is None else positions.first + skipped)
+    first = None if positions.first is None else positions.first + skipped
+    return Positions(positions.index[:, skipped:], first, None if positions.document is None else positions.document[:, skipped:])

@@ -52,10 +52,19 @@ class Trunk(nn.Module):
         self.stack = Stack(layers, norm)
 
     def hidden(
-        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None, memory: Memory | None = None
+        self,
+        ids: Int[Tensor, "b t"],
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+        document: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """The last states; `mask` is True at real tokens, `cache` remembers what came before, cross-attention looks at `memory`."""
-        ctx = context(ids, mask, cache, memory)
+        """The last states; `mask` is True at real tokens, `cache` remembers what came before, cross-attention looks at `memory`.
+
+        In packed rows `document` [b t] numbers the documents, negative at padding: each is read as if it were alone in its row.
+        """
+        ctx = context(ids, mask, cache, memory) if document is None else packed(ids, mask, cache, document)
         return self.stack(self.embed(ids, ctx.positions.index), ctx, cache)
 
 
@@ -66,15 +75,33 @@ class Decoder(Trunk):
         super().__init__(embed, layers, norm)
         self.head = head
 
-    def forward(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None) -> Output:
-        """Logits and last states of every token; `mask` is True at real tokens, `cache` remembers what came before."""
-        hidden = self.hidden(ids, mask=mask, cache=cache)
+    def forward(
+        self,
+        ids: Int[Tensor, "b t"],
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+        document: Int[Tensor, "b t"] | None = None,
+    ) -> Output:
+        """Logits and last states of every token; `mask` is True at real tokens, `cache` remembers what came before, `document` numbers the
+        documents of packed rows."""
+        hidden = self.hidden(ids, mask=mask, cache=cache, document=document)
         return Output(logits=self.head(hidden), hidden=hidden)
 
     def cache(self, batch: int, capacity: int = 64) -> Cache:
         """An empty cache for `batch` rows, with room for `capacity` columns before it must grow."""
         weight = next(self.parameters())
         return self.stack.cache(Room(batch, capacity, weight.dtype, weight.device))
+
+
+def packed(x: Tensor, mask: Tensor | None, cache: Cache | None, document: Tensor) -> Context:
+    """The context of rows that hold several documents each."""
+    if mask is not None or cache is not None:
+        raise InputError("packed rows have neither a mask (negative document numbers are padding) nor a cache")
+    if document.shape != x.shape[:2]:
+        raise InputError(f"the document numbers have the shape {tuple(document.shape)}, but the input has {tuple(x.shape[:2])}")
+    positions = Positions.packed(document)
+    return Context(positions, positions)
 
 
 def context(x: Tensor, mask: Bool[Tensor, "b t"] | None, cache: Cache | None, memory: Memory | None = None) -> Context:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from transept import __version__
-from transept.cli import plan, serve
+from transept.cli import inspect, plan, serve, train
 from transept.core.errors import TranseptError
 
 
@@ -42,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     _tasks(command)
     sub = command("verify", "Compare a model with its publisher's: ids, logits, generation, row by row.", table=True)
     sub.add_argument("model")
+    train.options(command)
+    inspect.options(command)
     sub = command("diff", "How two families differ, by slots and numbers.", table=True)
     sub.add_argument("a")
     sub.add_argument("b")
@@ -122,10 +124,13 @@ def _run(args: argparse.Namespace) -> int:
         from transept.cli import tasks
 
         return getattr(tasks, args.command)(args)
+    if args.command in ("train", "compare", "check"):
+        return getattr(train, args.command)(args)
     if args.command == "serve":
         return serve.check(args) if args.check else serve.serve(args)
-    if args.command in plan.COMMANDS:
-        return plan.COMMANDS[args.command](args)
+    for commands in (plan.COMMANDS, inspect.COMMANDS):
+        if args.command in commands:
+            return commands[args.command](args)
     from transept.cli import tables
 
     return getattr(tables, args.command)(args)

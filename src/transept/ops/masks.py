@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,11 +24,13 @@ class Positions:
     """Where the tokens of one call stand.
 
     `index` is int64 [b t], PAD where there is no token. `first` is the position of column 0 when every row counts up from it without a
-    gap, so that masks can be decided without looking at the numbers; it is None when rows differ.
+    gap, so that masks can be decided without looking at the numbers; it is None when rows differ. Where a row holds several documents
+    one behind the other, `document` [b t] tells them apart, and each counts its own positions.
     """
 
     index: Int[Tensor, "b t"]
     first: int | None
+    document: Int[Tensor, "b t"] | None = None
 
     @staticmethod
     def span(first: int, length: int, device: torch.device | None = None) -> Positions:
@@ -41,6 +42,15 @@ class Positions:
         """Counts the real tokens (True) of each row from `start`; the others get PAD."""
         begin = start[:, None] if isinstance(start, torch.Tensor) else start
         return Positions(torch.where(mask, mask.long().cumsum(1) - 1 + begin, PAD), None)
+
+    @staticmethod
+    def packed(document: Int[Tensor, "b t"]) -> Positions:
+        """The positions of rows that hold several documents: each run of equal numbers counts from 0; negative numbers are padding."""
+        columns = torch.arange(document.shape[1], device=document.device).expand_as(document)
+        begins = torch.ones_like(document, dtype=torch.bool)
+        begins[:, 1:] = document[:, 1:] != document[:, :-1]
+        index = columns - torch.where(begins, columns, 0).cummax(1).values
+        return Positions(torch.where(document < 0, PAD, index), None, document)
 
     def __len__(self) -> int:
         return self.index.shape[1]
@@ -340,9 +350,13 @@ class Bound:
     k: Positions
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
+    @property
     def rule(self) -> Mask:
         """The simplest rule equal to the mask on these positions; Full() means that nothing need be masked."""
+        # Not a cached_property: its lock is nothing that torch.compile can trace.
+        return once(self.memo, "rule", self._rule)
+
+    def _rule(self) -> Mask:
         if self.q.first is None or self.k.first is None:
             return self.mask
         return self.mask.trim(Box(self.q.first, len(self.q), self.k.first, len(self.k)))
@@ -358,11 +372,16 @@ class Bound:
         square = self.q.first is not None and self.q.first == self.k.first and len(self.q) == len(self.k)
         return square and self.rule == Causal()
 
-    @cached_property
+    @property
     def dense(self) -> Bool[Tensor, "#b #h t s"]:
         """The dense boolean, True = may attend, one for all heads unless the mask differs by head: the oracle of every faster way."""
+        return once(self.memo, "dense", self._dense)
+
+    def _dense(self) -> Tensor:
         q, k = self.q.index[:, :, None], self.k.index[:, None, :]
         real = ((k != PAD) & (q != PAD))[:, None]
+        if self.q.document is not None and self.k.document is not None:
+            real = real & (self.q.document[:, :, None] == self.k.document[:, None, :])[:, None]
         if isinstance(self.mask, PerHead):
             return torch.stack([mask.allow(q, k) for mask in self.mask.masks], 1) & real
         return self.mask.allow(q, k)[:, None] & real

@@ -88,7 +88,7 @@ class Plan:
 
 def worth(mask: Bound) -> Plan | None:
     """The plan of a mask if it saves work; None where the dense way is as good. Made once for all layers that share the mask."""
-    if len(mask.k) < SHORTEST or len(mask.q) < TILE or mask.q.index.is_meta:
+    if len(mask.k) < SHORTEST or len(mask.q) < TILE or mask.q.index.is_meta or mask.k.document is not None:
         return None
     return once(mask.memo, "plan", lambda: plan(mask, mask.mask.grain() or TILE, WORTH))
 

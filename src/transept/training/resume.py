@@ -56,7 +56,8 @@ def restore(loop: Loop, folder: Path, force: bool = False) -> list[str]:
     _refill(loop.updater.optimisers, state.unflatten(found.tensors["optim"], found.facts["optim"]))
     for mean, many in zip(loop.means, found.facts["means"], strict=False):
         mean.count = many
-        mean.weights = {name: _like(loop.named[name], t.clone()) for name, t in found.tensors.get("mean", {}).items()}
+        held = found.tensors.get("mean", {})
+        mean.weights = {name: _like(p, held[name].clone()) for name, p in loop.named.items() if name in held}
     generators.restore(found.tensors["random"], found.facts["random"])
     loop.judge.restore(found.facts["judge"])
     for name in ("step", "elapsed", "items", "micro", "skipped"):

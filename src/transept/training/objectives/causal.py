@@ -20,7 +20,7 @@ class Causal:
     the row holds where it is None).
 
     The batch has `ids` [b t]; `mask` [b t] where rows are padded; `labels` [b t], the ids to be predicted at their own columns, where some
-    are not counted.
+    are not counted; `document` [b t] where rows are packed, each document's first label not counted.
     """
 
     window: int | None = None
@@ -36,7 +36,8 @@ class Causal:
             raise InputError("a row of one token has no next one: rows of two tokens or more were expected")
         if self.window is not None and ids.shape[1] > self.window + 1:
             ids, mask, labels = windows(ids, mask, labels, self.window)
-        logits = model(ids[:, :-1], mask=None if mask is None else mask[:, :-1]).logits
+        packed = {"document": batch["document"][:, :-1]} if "document" in batch else {}
+        logits = model(ids[:, :-1], mask=None if mask is None else mask[:, :-1], **packed).logits
         return cross_entropy(logits, labels[:, 1:], self.smoothing)
 
 

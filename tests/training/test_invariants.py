@@ -1,0 +1,56 @@
+"""The invariants that `transept check training` tries, T-1 to T-7 of the plan; all of each under TRANSEPT_FULL=1, else a tenth."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.counts import FULL
+from tests.figures import record
+from transept.evaluation import crashes
+from transept.evaluation.invariants import CHECKS, configurations
+
+PLAN = {
+    "any split of a batch": "T-8",
+    "padded and packed": "T-8",
+    "two runs, the same bits": "T-8",
+    "resume at every step": "T-1",
+    "crash states": "T-3",
+    "faults at every file operation": "T-3",
+    "bit flips": "T-4",
+    "kill -9": "T-2",
+    "told to stop": "T-5",
+    "not finite": "T-6",
+    "bad rows": "T-7",
+}
+FULL_COUNTS = {
+    "crash states": 20000,
+    "bit flips": 20000,
+    "kill -9": 200,
+    "told to stop": 50,
+    "resume at every step": 60 * 11,
+    "not finite": 40,
+}
+
+
+@pytest.mark.reliability
+@pytest.mark.serial
+@pytest.mark.parametrize("name", CHECKS)
+def test_promises_of_training_hold(name: str) -> None:
+    begin = time.perf_counter()
+    tried, bad = CHECKS[name](1.0 if FULL else 0.1, 20261121)
+    record(f"{PLAN[name]} {name}", tried, tried - len(bad), len(bad), seconds=round(time.perf_counter() - begin, 1), seed=20261121)
+    assert not bad, bad[:5]
+    assert tried >= (FULL_COUNTS.get(name, 1) if FULL else max(1, FULL_COUNTS.get(name, 10) // 11))
+
+
+def test_there_are_at_least_sixty_configurations() -> None:
+    names = [name for name, _ in configurations()]
+    assert len(names) == len(set(names)) >= 60
+
+
+def test_without_syncing_the_same_crashes_lose_checkpoints() -> None:
+    """The inverse: the enumeration must be able to fail, or it proves nothing."""
+    _, bad = crashes.crash_states(0.05, 1, synced=False)
+    assert bad
