@@ -103,8 +103,11 @@ export function chat(root, models, view) {
   }
 
   function draw() {
+    // What had the focus is about to go; the conversation takes it, so that Tab goes on from there.
+    const inside = log.contains(document.activeElement);
     clear(log, turns.map((turn, i) => (turn.role === "user" ? question(turn) : reply(turn, i))));
     if (!turns.length) log.append(el("p", { class: "note", text: "Nothing has been said yet." }));
+    if (inside) log.focus();
     log.scrollTop = log.scrollHeight;
   }
 

@@ -151,7 +151,7 @@ export function time({ call }) {
     controls: el("div", {}),
     async load() {
       const found = await call("latency", { runs: 3 });
-      return [el("p", {}, "One pass over the text took ", el("b", { text: ms(1000 * found.seconds) }), ` (mean of ${found.runs}, ${found.usage.prompt_tokens} tokens).`),
+      return [el("p", {}, "One pass over the text took ", el("b", { text: ms(1000 * found.seconds) }), ` (${found.usage.prompt_tokens} tokens, ${found.runs} runs). Its operations one by one, with attention unfused: ${ms(1000 * found.apart)}.`),
         table("Where the time went", ["Part", "Share", "Time"], found.parts.map((one) => [one.part, el("td", {}, el("span", { class: "bar", vars: { "--p": one.share.toFixed(4) } }), ` ${percent(one.share)}`), ms(1000 * one.seconds)]))];
     },
   };
