@@ -113,14 +113,20 @@ template <int K> INLINE void ahead(const uint8_t *body) {
     UNROLL for (int i = 0; i < layout(K).body(); i += 64) __builtin_prefetch(body + 2048 + i);
 }
 
+constexpr int RUN = 8; // blocks that many rows meet at once: their tile of 16 kB stays in the nearest cache
+
 template <int K> static void panel_float_of(const uint8_t *panel, int k, const float *const *x, int t, float *sums) {
-    float tile[KB * NR];
+    float tile[K == F32 ? 1 : RUN * KB * NR];
     for (int r = 0; r < t; r++) store(sums + NR * r, zero());
     Walk<K> w(panel);
-    for (int b = 0; b < blocks_of(k); b++, w.next()) {
-        if (t <= 4) ahead<K>(w.body);
-        const float *f = widen<K>(w.head, w.body, tile);
-        rows(f, NR, k - KB * b < KB ? k - KB * b : KB, x, KB * b, t, sums, NR);
+    for (int b = 0, run = t <= 4 ? 1 : RUN; b < blocks_of(k); b += run) {
+        const float *f = K == F32 ? reinterpret_cast<const float *>(w.body) : tile;
+        int many = blocks_of(k) - b < run ? blocks_of(k) - b : run;
+        for (int i = 0; i < many; i++, w.next()) {
+            if (t <= 4) ahead<K>(w.body);
+            if constexpr (K != F32) widen<K>(w.head, w.body, tile + KB * NR * i);
+        }
+        rows(f, NR, k - KB * b < many * KB ? k - KB * b : many * KB, x, KB * b, t, sums, NR);
     }
 }
 
@@ -573,15 +579,14 @@ static void write(const Cache &c, uint8_t *p, const float *x, int n, int stride,
         *scale = quantise_vector(x, n, reinterpret_cast<int8_t *>(p), stride);
         return;
     }
-    for (int j = 0; j < n; j++) {
-        if (c.kind == CACHE_F32) {
-            std::memcpy(p + (int64_t)j * stride * 4, x + j, 4);
-            continue;
-        }
-        float f[NR] = {x[j]};
+    for (int j = 0; c.kind == CACHE_F32 && j < n; j++) std::memcpy(p + (int64_t)j * stride * 4, x + j, 4);
+    for (int j = 0; c.kind == CACHE_F16 && j < n; j += NR) {
+        float f[NR] = {};
         uint16_t h[NR];
+        int m = n - j < NR ? n - j : NR;
+        std::memcpy(f, x + j, sizeof(float) * (size_t)m);
         to_half(h, f);
-        std::memcpy(p + (int64_t)j * stride * 2, h, 2);
+        for (int i = 0; i < m; i++) std::memcpy(p + (int64_t)(j + i) * stride * 2, h + i, 2);
     }
 }
 

@@ -89,7 +89,8 @@ struct Run {
             quants = quantise(index, 0, id, n * groups, w.k, layout(w.kind).bits == 8, plan.shared.data(),
                               [&](int i) { return at(r.a, i / groups) + (i % groups) * in; });
         int chunk = static_cast<int>(std::clamp<int64_t>(65536 / w.k * (ints ? 2 : 1) / 12 * 12, 24, 120)), chunks = (n + chunk - 1) / chunk;
-        int panels = panels_of(columns), grain = std::max(1, panels / (plan.team->size * (n > 32 ? 8 : 6)));
+        int panels = panels_of(columns), wanted = plan.team->size * (n > 32 ? 16 : 6); // so many items, that no thread waits long
+        int grain = std::clamp(panels * chunks * groups / wanted, 1, panels);
         int grains = (panels + grain - 1) / grain, items = chunks * groups * grains;
         for (int item; (item = take(index, 1)) < items;) {
             int c = item / (groups * grains), g = item / grains % groups, p0 = item % grains * grain;
@@ -347,19 +348,22 @@ struct Run {
         }
     }
 
-    void append(const Record &r, int row) const {
+    void append(const Record &r, int first, int last) const { // heads outside: one head's page stays in the nearest cache
         const Cache &c = plan.caches[static_cast<size_t>(r.i[0])];
         const Rows &set = batch.rows[r.rows];
         const Space &space = batch.space[c.space];
-        int p = set.position[row], page = space.table[static_cast<int64_t>(set.sequence[row]) * space.stride + p / PAGE];
-        const float *k = at(r.a, row), *v = has(r.b) ? at(r.b, row) : nullptr;
         std::vector<float> joined;
-        if (c.latent && v) {
-            joined.assign(k, k + c.vhead);
-            joined.insert(joined.end(), v, v + (c.head - c.vhead));
-            k = joined.data();
-        }
-        for (int h = 0; h < c.kv_heads; h++) plan.kernels->store(c, page, p % PAGE, h, k + h * c.head, c.latent ? nullptr : v + h * c.vhead);
+        for (int h = 0; h < c.kv_heads; h++)
+            for (int row = first; row < last; row++) {
+                int p = set.position[row], page = space.table[static_cast<int64_t>(set.sequence[row]) * space.stride + p / PAGE];
+                const float *k = at(r.a, row), *v = has(r.b) ? at(r.b, row) : nullptr;
+                if (c.latent && v) {
+                    joined.assign(k, k + c.vhead);
+                    joined.insert(joined.end(), v, v + (c.head - c.vhead));
+                    k = joined.data();
+                }
+                plan.kernels->store(c, page, p % PAGE, h, k + h * c.head, c.latent ? nullptr : v + h * c.vhead);
+            }
     }
 
     // ---- rows --------------------------------------------------------------------------------------------------------------------
@@ -450,13 +454,20 @@ struct Run {
         case ANGLES: angles(r, row); break;
         case NORM: norm(r, row); break;
         case ROTARY: rotary(r, row); break;
-        case APPEND: append(r, row); break;
         case ELEMENT: element(r, row); break;
         case ROUTE: route(r, row); break;
         case GATHER: std::memcpy(at(r.y, row), at(r.a, batch.select[row]), sizeof(float) * static_cast<size_t>(r.i[0])); break;
         case POOL: pool(r, row); break;
         case UNFOLD: unfold(r, row); break;
         default: break;
+        }
+    }
+
+    void by_rows(size_t index, const Record &r) {
+        int n = rows(r), grain = n > 4 * PAGE ? PAGE : 1; // the keys of one page share their cache lines
+        for (int first; (first = take(index, 0, grain)) < n;) {
+            if (r.op == APPEND) append(r, first, std::min(n, first + grain));
+            else for (int row = first; row < std::min(n, first + grain); row++) by_row(r, row);
         }
     }
 
@@ -467,7 +478,7 @@ struct Run {
             if (r.op == LINEAR) linear(i, r, id);
             else if (r.op == EXPERTS) experts(i, r, id);
             else if (r.op == ATTEND) attend(i, r, id);
-            else for (int row; (row = take(i, 0)) < rows(r);) by_row(r, row);
+            else by_rows(i, r);
             plan.team->barrier();
             if (!seconds || id) continue;
             auto now = std::chrono::steady_clock::now();
