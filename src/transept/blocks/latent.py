@@ -39,6 +39,9 @@ class LatentAttention(Traits, nn.Module):
     """Attention through a low-rank latent: prefill expands keys and values, decoding absorbs W^UK and W^UV into the query and the output.
     """
 
+    READ = ("k_up", "v_up")
+    """The linear maps whose weights decoding reads without calling them, so that nothing may be put around them."""
+
     def __init__(self, dim: int, spec: LatentSpec, *, mask: Mask, position: Rotary, scale: float):
         super().__init__()
         self.spec, self.mask, self.position, self.scale = spec, mask, position, scale

@@ -149,7 +149,7 @@ class Map:
         keys = set(file.keys())
         root = self.root(keys, spec)
         bonds = self.bonds(spec, root)
-        ties = {name: tie.native for tie in self._ties(spec) for name in self._fill(tie.foreign, {ROOT: root}, spec)}
+        ties = self.tied(spec, root)
         spares = [(spare.foreign, spare.native) for spare in self.spares if spare.when is None or spare.when(spec)]
         bonds = [_stand_in(bond, [*ties.items(), *spares], keys) for bond in bonds]
         self._check_total(bonds, keys, set(ties), set(shapes), spec, root)
@@ -181,6 +181,11 @@ class Map:
             if tie.write:
                 out.update({name: native[tie.native] for name in self._fill(tie.foreign, {ROOT: self.roots[0]}, spec)})
         return {name: tensor.contiguous() for name, tensor in out.items()}
+
+    def tied(self, spec: Any, root: str | None = None) -> dict[str, str]:
+        """Every foreign name that repeats a native tensor, with the native name."""
+        at = {ROOT: self.roots[0] if root is None else root}
+        return {name: tie.native for tie in self._ties(spec) for name in self._fill(tie.foreign, at, spec)}
 
     def root(self, keys: set[str], spec: Any) -> str:
         """The published prefix that most of the file's keys carry."""
