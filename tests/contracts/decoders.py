@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from transept.blocks.recurrent import RecurrentLM
 from transept.blocks.stack import Decoder
 from transept.core.registry import Family, all_families
 
@@ -17,9 +18,9 @@ Case = tuple[Family, str]
 
 
 def is_decoder(family: Family) -> bool:
-    """True for a page whose wiring gives a Decoder."""
+    """True for a page whose wiring gives a Decoder, or its recurrent forerunner."""
     with torch.device("meta"):
-        return any(isinstance(family.build(tiny), Decoder) for tiny in family.tiny.values())
+        return any(isinstance(family.build(tiny), Decoder | RecurrentLM) for tiny in family.tiny.values())
 
 
 @functools.cache
@@ -50,7 +51,9 @@ def built(name: str, tiny: str, wide: bool) -> nn.Module:
     """The tiny model of a case in evaluation mode, made once per process; tests must not change it."""
     family = next(family for family, _ in cases() if family.name == name)
     module = family.build(family.tiny[tiny])
-    return (initialised(module, gain=1.0).double() if wide else initialised(module)).eval()
+    # A recurrence has no residual stream to keep its states large.
+    narrow = 1.25 if isinstance(module, RecurrentLM) else 0.5
+    return (initialised(module, gain=1.0).double() if wide else initialised(module, gain=narrow)).eval()
 
 
 def model(case: Case, wide: bool = False) -> nn.Module:
