@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -46,3 +47,19 @@ def test_a_family_of_the_readers_own_passes_every_contract(tmp_path: Path) -> No
 
 def eval_list(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", text)]
+
+
+def test_an_objective_of_the_readers_own_trains_and_goes_on(tmp_path: Path) -> None:
+    (page,) = blocks("docs/howto/add-an-objective.md", "python")
+    (tmp_path / "distance.py").write_text(page)
+    losses = []
+    for command in blocks("docs/howto/add-an-objective.md", "bash"):
+        program, *words = command.split()
+        assert program == "transept"
+        line = [sys.executable, "-m", "transept.cli.main", *words]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "go on: transept train --resume distance-run" in done.stdout
+        found = json.loads((tmp_path / "distance-run" / "result.json").read_text())
+        losses.append(found["figures"]["eval.loss"])
+    assert found["step"] == 80 and losses[1] < losses[0] < 0.25

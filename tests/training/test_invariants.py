@@ -40,7 +40,8 @@ FULL_COUNTS = {
 def test_promises_of_training_hold(name: str) -> None:
     begin = time.perf_counter()
     tried, bad = CHECKS[name](1.0 if FULL else 0.1, 20261121)
-    record(f"{PLAN[name]} {name}", tried, tried - len(bad), len(bad), seconds=round(time.perf_counter() - begin, 1), seed=20261121)
+    seconds = round(time.perf_counter() - begin, 1)
+    record(id=f"{PLAN[name]} {name}", n_tried=tried, n_ok=tried - len(bad), n_bad=len(bad), seconds=seconds, seed=20261121)
     assert not bad, bad[:5]
     assert tried >= (FULL_COUNTS.get(name, 1) if FULL else max(1, FULL_COUNTS.get(name, 10) // 11))
 

@@ -35,6 +35,11 @@ def settings(**rest) -> Settings:
     return Settings(**{**plain, **rest})
 
 
+def near(name: str, a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    """Close; but the bias of k moves all scores of a row alike, so its gradient is nothing but rounding, which Adam blows up."""
+    return name.endswith("attn.k.bias") or torch.allclose(a, b, atol=tolerance)
+
+
 def test_the_loop_learns_what_a_plain_torch_loop_learns() -> None:
     mine, other = small(), small()
     source = Windows(IDS, 8, 8)
@@ -53,7 +58,7 @@ def test_the_loop_learns_what_a_plain_torch_loop_learns() -> None:
         nn.utils.clip_grad_norm_(other.parameters(), 0.5)
         adam.step()
     for (name, p), q in zip(mine.named_parameters(), other.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=2e-6), (name, float((p - q).abs().max()))
+        assert near(name, p, q, 2e-6), (name, float((p - q).abs().max()))
 
 
 def test_every_sample_is_seen_once_an_epoch_in_an_order_that_changes() -> None:
@@ -201,7 +206,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     one, two = (state.latest(tmp_path / name / "checkpoints")[0] for name in ("one", "two"))
     assert one is not None and two is not None
     for name, tensor in one.tensors["model"].items():
-        assert torch.allclose(tensor, two.tensors["model"][name], atol=1e-5), name
+        assert near(name, tensor, two.tensors["model"][name], 1e-5), name
 
 
 def test_a_log_cut_short_and_a_full_disk_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

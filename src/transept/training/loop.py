@@ -95,7 +95,7 @@ class Loop:
                 return f"signal {told.signal}"
             if self.judge.tired():
                 return f"no better figure in {self.settings.judging.patience} looks"
-            self._one(ahead)
+            self.advance(ahead)
             if self.settings.judging.every and self.step % self.settings.judging.every == 0:
                 self._look()
             if self._due():
@@ -107,7 +107,7 @@ class Loop:
         by_time = self.elapsed / (60 * s.minutes) if s.minutes > 0 else 0.0
         return min(max(self.step / s.steps if s.steps > 0 else 0.0, by_time), 1.0)
 
-    def _one(self, ahead: Ahead) -> None:
+    def advance(self, ahead: Ahead) -> None:
         """One update, with what belongs to it: the schedule, the clock, the mean of the weights, the log."""
         begin = time.perf_counter()
         start, many, after = self.sampler.span(self.cursor)
@@ -158,7 +158,8 @@ class Loop:
     def _taken(self, ahead: Ahead, piece: tuple[Draw, int]) -> Batch:
         batch = ahead.take(piece)
         self._seen += meter.elements(batch)
-        if not self.pace.items and not self.pace.most:
+        watched = type(self.view) is not View
+        if (watched or self.settings.compile) and not self.pace.items and not self.pace.most:
             # Once as it is: it counts FLOPs, and says in words what compiled code would not, such as a token that the vocabulary lacks.
             flops = meter.forward_flops(self.run.objective, self.run.model, batch, self.device, self.settings.precision)
             self.pace.per_item, self.pace.most = 3 * flops / max(meter.elements(batch), 1), meter.peak(self.device, self.settings.precision)

@@ -51,6 +51,9 @@ class Track(Enum):
     WANDB = "wandb"
 
 
+Number = int | float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optim(Spec):
     """AdamW; where `muon` is above 0, Muon at that rate for the matrices of the layers.
@@ -58,15 +61,15 @@ class Optim(Spec):
     Sources: Loshchilov and Hutter 2017, arXiv 1711.05101 (norms and biases do not decay); Jordan et al. 2024, "Muon".
     """
 
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    decay: float = 0.1
-    muon: float = 0.0
-    momentum: float = 0.95
-    muon_decay: float = 0.0
+    lr: Number = 3e-4
+    betas: tuple[Number, Number] = (0.9, 0.95)
+    eps: Number = 1e-8
+    decay: Number = 0.1
+    muon: Number = 0.0
+    momentum: Number = 0.95
+    muon_decay: Number = 0.0
     newton_schulz: int = 5
-    clip: float = 1.0
+    clip: Number = 1.0
     """The largest norm of the gradient; 0 leaves it as it is."""
 
 
@@ -78,9 +81,9 @@ class Schedule(Spec):
     """
 
     shape: Shape = Shape.COSINE
-    warmup: float = 0.01
-    floor: float = 0.1
-    decay: float = 0.2
+    warmup: Number = 0.01
+    floor: Number = 0.1
+    decay: Number = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,7 @@ class Saving(Spec):
     """A checkpoint every `every` steps (0: at the end and when told to stop) and every `minutes`; `keep` newest stay, and the best."""
 
     every: int = 0
-    minutes: float = 0.0
+    minutes: Number = 0.0
     keep: int = 2
 
 
@@ -130,16 +133,16 @@ class Settings(Spec):
     """Everything about a run that is a number: typed, changed by dotted name, stored with the result."""
 
     steps: int = 0
-    minutes: float = 0.0
+    minutes: Number = 0.0
     """The run ends at `steps` or after `minutes`, whichever comes first; 0 does not count. The schedule follows the nearer end."""
     seed: int = 0
     precision: Precision = Precision.FP32
     compile: bool = False
     checkpointing: bool = False
     """Activations of each layer are computed again in the backward pass instead of kept."""
-    ema: float = 0.0
+    ema: Number = 0.0
     """The decay of an exponential mean of the weights; 0 keeps none."""
-    average: float = 0.0
+    average: Number = 0.0
     """The last share of the run whose weights are averaged; 0 averages none."""
     log_every: int = 10
     deterministic: bool = False
