@@ -31,7 +31,7 @@ def options(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("plan", "The records that a model becomes in the native core: op, shape, bytes, FLOPs, share of time.", table=True)
     sub.add_argument("model", help="a folder, GGUF file, bundled name or hub id")
     sub.add_argument("--fast", action="store_true", help="multiply quantised weights with activations rounded to 8 bits")
-    sub.add_argument("--length", type=int, default=128, metavar="L", help="tokens before the one that is timed (default 128)")
+    sub.add_argument("--length", type=int, default=None, metavar="L", help="tokens before the one that is timed (default 128)")
     sub.add_argument("--all", action="store_true", help="each record, not one line for all layers")
     sub = command("compile", "Keep the lowered plan of a decoder in a file, so that it answers at once and without torch.", table=True)
     sub.add_argument("model", help="a folder, GGUF file, bundled name or hub id")
@@ -52,21 +52,22 @@ def plan(args: argparse.Namespace) -> int:
         raise SourceError(f"a plan is packed by the native core, which is not there: {native.why_not()}")
     m = load(args.model, fast=args.fast)
     most = (m.context or 1 << 15) - 1
-    if not 1 <= args.length <= most:
-        raise InputError(f"--length should be between 1 and {most}, which is what the model's context leaves, found {args.length}")
+    length = min(128, most) if args.length is None else args.length
+    if not 1 <= length <= most:
+        raise InputError(f"--length should be between 1 and {most}, which is what the model's context leaves, found {length}")
     lowered = m.lowered()
     if lowered is None:
         raise ConfigError(f"{args.model} runs in torch: {m.why_not()}")
     steps = lowered.runner if isinstance(lowered, Loop) else lowered
-    found, rate = lines(steps.program, args.length), bandwidth(cores())
+    found, rate = lines(steps.program, length), bandwidth(cores())
     if isinstance(lowered, Loop):
-        (found, seconds), how = measured(lowered.runner, found, args.length), "measured"
+        (found, seconds), how = measured(lowered.runner, found, length), "measured"
     else:
         found, seconds, how = estimated(found, rate), None, "estimated from bytes and FLOPs"
     nbytes, flops = sum(line.nbytes for line in found), sum(line.flops for line in found)
     shown = found if args.all else grouped(found)
     record = {
-        "model": args.model, "length": args.length, "share": how, "bytes": nbytes, "flops": flops, "bandwidth": rate, "seconds": seconds,
+        "model": args.model, "length": length, "share": how, "bytes": nbytes, "flops": flops, "bandwidth": rate, "seconds": seconds,
         "floor_seconds": nbytes / rate, "threads": cores(), "isa": native.isa(), "records": [asdict(line) for line in shown],
     }  # fmt: skip
     if args.json:
@@ -77,7 +78,7 @@ def plan(args: argparse.Namespace) -> int:
          f"{100 * line.share:.1f} %") for line in shown
     ]  # fmt: skip
     table(("op", "", "of", "shape", "bytes", "FLOPs", "time"), rows)
-    print(f"one token after {args.length}: {len(found)} records, {_bytes(nbytes)}, {flops:,} FLOPs; time {how}")
+    print(f"one token after {length}: {len(found)} records, {_bytes(nbytes)}, {flops:,} FLOPs; time {how}")
     if seconds is not None:
         print(f"{1000 * seconds:.2f} ms on {cores()} threads ({native.isa()}); its bytes alone take {1000 * nbytes / rate:.2f} ms "
               f"at the {rate / 1e9:.1f} GB/s measured here: {100 * nbytes / rate / seconds:.0f} % of that floor")  # fmt: skip
