@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.contracts.decoders import initialised
 from tests.laws.forms import held
+from transept.blocks.bigbird import AskedEncoder
 from transept.blocks.disentangled import RelativeTable
 from transept.blocks.encoder import Encoder
 from transept.blocks.longformer import LongEncoder
@@ -82,15 +83,17 @@ def model(case: Case) -> nn.Module:
 def draw_ids(case: Case, seed: int, batch: int, length: int) -> Tensor:
     """Random ids; where the head needs a question and its end, the third token is the separator that ends it, and the fourth."""
     ids = torch.randint(4, case.spec.vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
-    if isinstance(model(case), LongEncoder):
+    if isinstance(model(case), LongEncoder | AskedEncoder):
         ids[:, 2:4] = case.spec.separator
     return ids
 
 
 def results(m: nn.Module, ids: Tensor, **rest: Any) -> dict[str, Tensor]:
-    """Every tensor of the result by its name, rows first."""
+    """Every tensor of the result by its name, rows first; scores that stand for never are cut at -100."""
     out = vars(m(ids, **rest))
-    return {name: value.transpose(0, 1).transpose(1, 2) if name == "layers" else value for name, value in out.items()}
+    return {
+        name: value.transpose(0, 1).transpose(1, 2) if name == "layers" else value.clamp(min=-100) for name, value in out.items()
+    }
 
 
 def at_tokens(value: Tensor, ids: Tensor) -> bool:

@@ -20,7 +20,7 @@ from tests.counts import count
 from tests.laws.forms import holds, same
 from transept.blocks.bigbird import BlockSparseAttention
 from transept.blocks.disentangled import LocalConv
-from transept.blocks.encoder import Encoder
+from transept.blocks.encoder import Encoder, Last
 from transept.blocks.longformer import LongEncoder
 from transept.blocks.recurrent import BiLM
 from transept.core.errors import InputError
@@ -60,17 +60,16 @@ def test_every_encoder_page_is_here() -> None:
 def test_results_are_of_order_one(case: Case) -> None:
     """Otherwise the absolute tolerances of the other tests would say nothing."""
     for name, value in run(model(case), draw_ids(case, 0, 4, 20)).items():
-        assert value.isfinite().all() and 0.1 < value.abs().max() < 40, name
+        assert value.isfinite().all() and 0.1 < value[value > -100].abs().max() < 40, name
 
 
 def alone(case: Case, seed: int, rows: list[int], left: bool) -> None:
-    """Padding on either side changes nothing (a summary is read at the first column, so then only on the right); up to the length where
-    BigBird sees everything, since beyond it its blocks are those of the padded batch, as published.
+    """Padding changes nothing; up to the length where BigBird sees everything, since beyond it its blocks are those of the padded batch, as
+    published.
     """
     m, width = model(case), max(rows) + 2
     assert all(width <= (5 + 2 * part.random) * part.block for part in m.modules() if isinstance(part, BlockSparseAttention))
     ids = draw_ids(case, seed, len(rows), width)
-    left = left and not isinstance(m, LongEncoder) and all(at_tokens(value, ids) for value in run(m, ids).values())
     starts = [width - real if left else 0 for real in rows]
     mask = torch.tensor([[at <= i < at + real for i in range(width)] for at, real in zip(starts, rows, strict=True)])
     y = run(m, ids, mask=mask)
@@ -81,14 +80,17 @@ def alone(case: Case, seed: int, rows: list[int], left: bool) -> None:
 
 @every_encoder
 def test_a_row_in_a_batch_is_the_row_alone(case: Case) -> None:
-    alone(case, 9, [12, 5], left=False)
+    # RoFormer's choice is read off the last column, as published.
+    alone(case, 9, [12, 5], left=isinstance(getattr(getattr(model(case), "head", None), "pool", None), Last))
 
 
 @every_page
 @EXAMPLES
 @given(seed=SEEDS, rows=st.lists(st.integers(4, 14), min_size=1, max_size=4), left=st.booleans())
 def test_any_row_in_any_batch_is_the_row_alone(case: Case, seed: int, rows: list[int], left: bool) -> None:
-    alone(case, seed, rows, left)
+    """Padding on either side; a summary is read at the first column, so there only on the right."""
+    summed = not all(at_tokens(value, torch.zeros(1, 9)) for value in run(model(case), draw_ids(case, 0, 1, 9)).values())
+    alone(case, seed, rows, left and not summed and not isinstance(model(case), LongEncoder))
 
 
 @every_encoder

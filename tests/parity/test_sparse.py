@@ -31,7 +31,15 @@ LONG = {
 }
 BIG = {**SIZES, "max_position_embeddings": 1100, "block_size": 16, "num_random_blocks": 2, "pad_token_id": 0, **DROPLESS}
 LONG_FORMS = ("MaskedLM", "SequenceClassification", "QuestionAnswering", "TokenClassification", "MultipleChoice")
-BIG_FORMS = ("ForPreTraining", "ForMaskedLM", "Model", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
+BIG_FORMS = (
+    "ForPreTraining",
+    "ForMaskedLM",
+    "Model",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+)
 
 
 @functools.cache
@@ -154,6 +162,9 @@ def test_a_dilated_layer_sees_its_steps() -> None:
 
 def results(m: Mirror, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
     choices = "MultipleChoice" in m.cls.__name__
+    if "QuestionAnswering" in m.cls.__name__:
+        ids = ids.where(ids != 66, torch.tensor(5))
+        ids[0, [9, 40]] = ids[1, [4, 30]] = 66
     theirs = m.theirs(input_ids=ids[None] if choices else ids, attention_mask=mask.long()[None] if choices else mask.long())
     ours = m.ours.model(ids, mask=mask)
     if choices:
@@ -166,6 +177,8 @@ def results(m: Mirror, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]
             ("nsp", "seq_relationship_logits"),
             ("pooled", "pooler_output"),
             ("hidden", "last_hidden_state"),
+            ("start", "start_logits"),
+            ("end", "end_logits"),
         )
         if b in theirs
     ]
@@ -181,7 +194,10 @@ def test_bigbird_in_evaluation(form: str, kind: str) -> None:
         m = bigbird(form, kind)
         with torch.no_grad():
             for ours, theirs in results(m, *inputs(m, length)):
-                near(ours, theirs)
+                # The question's scores are a million lower, where float32 has no room for 1e-5.
+                far = theirs < -1e5
+                assert torch.equal(ours < -1e5, far) and bool(far.any()) == (form == "ForQuestionAnswering")
+                near(ours[~far], theirs[~far])
 
 
 def test_bigbird_draws_the_published_random_blocks_in_training() -> None:

@@ -5,6 +5,7 @@ published code.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -14,9 +15,15 @@ from torch import nn
 
 from transept.blocks.attention import merge, split
 from transept.blocks.context import Context
+from transept.blocks.encoder import Encoder, SpanHead, SpanOutput
+from transept.blocks.feedforward import MLP
+from transept.blocks.norms import LayerNorm
+from transept.blocks.stack import Stack
 from transept.blocks.traits import Traits
-from transept.core.shapes import Float, Tensor
+from transept.core.errors import InputError
+from transept.core.shapes import Bool, Float, Int, Tensor
 from transept.core.tap import peek, tap
+from transept.ops.activations import Act
 from transept.ops.attention import attend, weights
 from transept.ops.masks import Bound, Full, PerHead
 from transept.ops.patterns import Listed
@@ -71,6 +78,42 @@ class BlockSparseAttention(Traits, nn.Module):
 
     def traits(self) -> dict[str, object]:
         return {"heads": self.heads, "block": self.block, "random": self.random, "seed": self.seed}
+
+
+class DeepSpanHead(SpanHead):
+    """A feed-forward network with a residual connection and a norm before the two vectors, as published for BigBird."""
+
+    def __init__(self, dim: int, ffn: int, act: Act, eps: float):
+        super().__init__(dim)
+        self.mlp, self.norm = MLP(dim, ffn, act), LayerNorm(dim, eps)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> SpanOutput:
+        return replace(super().forward(self.norm(x + self.mlp(x))), hidden=x)
+
+
+class AskedEncoder(Encoder):
+    """An encoder that looks for an answer behind the question, which ends at the first `separator`: no token of the question but the
+    first can be chosen, and where the caller names no segments the question is the first one and the rest the second.
+    """
+
+    def __init__(self, embed: nn.Module, stack: Stack, head: SpanHead, separator: int):
+        super().__init__(embed, stack, head)
+        self.separator = separator
+
+    def forward(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, segments: Int[Tensor, "b t"] | None = None
+    ) -> SpanOutput:
+        """Scores of each token as the first and as the last of the answer. Raises InputError where a row has no separator."""
+        found = (ids == self.separator).long()
+        ended = found.any(1)
+        if not ids.is_meta and ids.shape[1] and not ended.all():
+            row = int(ended.int().argmin())
+            raise InputError(f"a question should end with the separator {self.separator}, but row {row} has none")
+        asked = found.cumsum(1) - found == 0
+        out: SpanOutput = self.head(self.states(ids, mask=mask, segments=(~asked).long() if segments is None else segments))
+        barred = asked.to(out.start.dtype) * 1e6
+        barred[:, 0] = 0
+        return replace(out, start=out.start - barred, end=out.end - barred)
 
 
 @lru_cache(maxsize=512)

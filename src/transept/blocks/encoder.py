@@ -158,6 +158,13 @@ class First(nn.Module):
         return x[:, 0]
 
 
+class Last(nn.Module):
+    """A row's summary is the state in its last column: padding stands on the left."""
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+        return x[:, -1]
+
+
 class Pooled(nn.Module):
     """Last states and the summary of each row."""
 

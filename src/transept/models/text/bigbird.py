@@ -5,17 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from transept.blocks.bigbird import BlockSparseAttention
+from transept.blocks.bigbird import AskedEncoder, BlockSparseAttention, DeepSpanHead
+from transept.blocks.embeddings import TokenEmbedding
 from transept.blocks.encoder import EncoderEmbedding, Pool
 from transept.blocks.norms import NoNorm
 from transept.blocks.positions import Learned
 from transept.blocks.stack import Stack
-from transept.core.registry import Family
+from transept.core.registry import Family, Published
 from transept.mapping import Derived, Given
 from transept.models.encoders import (
     BERT_FIELDS,
@@ -52,10 +53,13 @@ from transept.ops.activations import Act
 
 @dataclass(frozen=True, kw_only=True)
 class BigBirdSpec(BertSpec):
-    """BERT's numbers, the size of a `block` (None: everything sees everything) and how many `random` blocks each block sees besides."""
+    """BERT's numbers, the size of a `block` (None: everything sees everything), how many `random` blocks each block sees besides, and the
+    token `separator` that ends a question.
+    """
 
     block: int | None = 64
     random: int = 3
+    separator: int = 66
 
 
 def _mixer(s: BigBirdSpec, index: int) -> nn.Module:
@@ -67,6 +71,17 @@ def _mixer(s: BigBirdSpec, index: int) -> nn.Module:
 def parts(s: BigBirdSpec) -> tuple[EncoderEmbedding, Stack]:
     """The diagram below the head."""
     return embedding(s, Learned(s.context, s.width)), Stack([block(s, _mixer(s, i)) for i in range(s.layers)], NoNorm())
+
+
+def deep(s: BigBirdSpec, tokens: TokenEmbedding) -> DeepSpanHead:
+    """Where an answer starts and ends, by a layer of its own."""
+    return DeepSpanHead(s.dim, s.ffn, s.act, s.eps)
+
+
+def asked(s: BigBirdSpec) -> AskedEncoder:
+    """The same diagram, which knows where the question ends."""
+    embed, stack = parts(s)
+    return AskedEncoder(embed, stack, deep(s, embed.tokens), s.separator)
 
 
 build = wired(parts, pretrain)
@@ -109,9 +124,9 @@ HOUSE = House(
             lambda s: {"attention_type": "original_full"} if s.block is None else {"attention_type": "block_sparse", "block_size": s.block},
         ),
         ("random", "num_random_blocks", 3),
+        ("separator", "sep_token_id", 66),
     ),
     fixed={**BERT_FIXED, "use_bias": True, "rescale_embeddings": False},
-    inert=("sep_token_id",),
 )
 _POOL = "{root}pooler"
 _BARE = drops(_POOL)
@@ -131,7 +146,23 @@ KINDS = (
     ),
     Kind("BigBirdForTokenClassification", classes, (*CLASSIFIER, *_BARE), labelled=True),
     Kind("BigBirdForMultipleChoice", choice(), (*both("head.pool", _POOL), *CLASSIFIER)),
+    Kind(
+        "BigBirdForQuestionAnswering",
+        deep,
+        (
+            *both("head.mlp.up", "qa_classifier.intermediate.dense"),
+            *both("head.mlp.down", "qa_classifier.output.dense"),
+            *both("head.norm", "qa_classifier.output.LayerNorm"),
+            *both("head.out", "qa_classifier.qa_outputs"),
+            *_BARE,
+        ),
+    ),
 )
+
+
+def _form(form: Published) -> Published:
+    return replace(form, build=asked) if form.architecture.endswith("QuestionAnswering") else form
+
 
 FAMILY = Family(
     name="bigbird",
@@ -139,6 +170,6 @@ FAMILY = Family(
     build=build,
     sizes=SIZES,
     tiny=TINY,
-    published=HOUSE.forms(parts, KINDS),
+    published=tuple(_form(form) for form in HOUSE.forms(parts, KINDS)),
     source="https://arxiv.org/abs/2007.14062",
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from transept.blocks.encoder import EncoderEmbedding, Pool
+from transept.blocks.encoder import EncoderEmbedding, Last, Pool
 from transept.blocks.norms import NoNorm
 from transept.blocks.positions import Rotary
 from transept.blocks.stack import Stack
 from transept.core.registry import Family
 from transept.mapping import Drop
-from transept.models.encoders import BERT_FIELDS, BERT_FIXED, House, Kind, bare, both, classes, masked, mlm, rows, span, wired
+from transept.models.encoders import BERT_FIELDS, BERT_FIXED, House, Kind, bare, both, choice, classes, masked, mlm, rows, span, wired
 from transept.models.text.bert import CLASSIFIER, EMBED, LAYERS, MLM_NAMES, QA, SEGMENTS, BertSpec, attention, block, embedding
 from transept.models.text.electra import PROJECT
 from transept.ops.rotary import Layout, RopeSpec
@@ -20,6 +20,11 @@ def parts(s: BertSpec) -> tuple[EncoderEmbedding, Stack]:
     """The diagram below the head: nothing is added to the embedding, every layer turns its queries and keys."""
     position = Rotary(RopeSpec(theta=10000.0, dims=s.dim // s.heads, layout=Layout.PAIRS))
     return embedding(s, None), Stack([block(s, attention(s, position)) for _ in range(s.layers)], NoNorm())
+
+
+def last(s: BertSpec) -> Last:
+    """No pooler: the last column, what the published code takes where the configuration says nothing."""
+    return Last()
 
 
 def own(s: BertSpec) -> Pool:
@@ -48,7 +53,7 @@ ROFORMER = House(
     # The table of sines is worked out, not read.
     rows=(*EMBED, SEGMENTS, *PROJECT, *LAYERS, Drop("{root}encoder.embed_positions.weight")),
     fields=(*BERT_FIELDS, ("context", "max_position_embeddings"), ("width", "embedding_size")),
-    fixed={**BERT_FIXED, "rotary_value": False},
+    fixed={**BERT_FIXED, "rotary_value": False, "summary_type": "last", "summary_use_proj": False},
 )
 KINDS = (
     Kind("RoFormerForMaskedLM", mlm, masked(*MLM_NAMES)),
@@ -61,6 +66,7 @@ KINDS = (
     ),
     Kind("RoFormerForTokenClassification", classes, CLASSIFIER, labelled=True),
     Kind("RoFormerForQuestionAnswering", span, QA),
+    Kind("RoFormerForMultipleChoice", choice(last), CLASSIFIER),
 )
 
 FAMILY = Family(
