@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from transept.core.errors import ConfigError, InputError, SourceError, TranseptE
 
 if TYPE_CHECKING:
     from transept.training.loop import Loop, Result
+    from transept.training.ranks import Ranks
     from transept.training.run import Run
 
 ABOUT = "run.json"
@@ -32,6 +34,8 @@ def options(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--force", action="store_true", help="go on although the recipe has changed")
     sub.add_argument("--dry-run", action="store_true", help="print settings, shapes, memory and time, and train nothing")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="processor threads (default: torch's own)")
+    sub.add_argument("--parallel", choices=("data", "fsdp", "tensor"), default="data",
+                     help="under torchrun: the model on each process, its weights cut up, or its heads and networks")  # fmt: skip
     sub = command("compare", "Two runs side by side: what differs in their settings, and their curves.", table=True)
     sub.add_argument("a")
     sub.add_argument("b")
@@ -126,37 +130,66 @@ def _new(name: str) -> Path:
     return Path("runs", f"{stem}-{number}")
 
 
-def _train(run: Run, folder: Path, about: str, args: argparse.Namespace, ranks: Any) -> int:
+def _train(run: Run, folder: Path, about: str, args: argparse.Namespace, ranks: Ranks) -> int:
     from transept.training.loop import Loop
     from transept.training.resume import restore
     from transept.training.view import View, view
 
-    loop = Loop(run, folder, ranks=ranks, view=view() if ranks.rank == 0 else View())
+    ranks = _spread(run, ranks, args.parallel)
+    loop = Loop(run, folder, ranks=ranks, view=view() if ranks.first else View())
     if args.resume is not None:
         for text in restore(loop, folder, args.force):
             print(f"passed over: {text}", file=sys.stderr)
-    if ranks.rank == 0:
+    if ranks.first:
         (folder / ABOUT).write_text(about, encoding="utf-8")
     begin = time.perf_counter()
     result = loop.train()
-    if ranks.rank == 0:
-        _end(loop, result, folder, time.perf_counter() - begin)
+    said = _kept(loop, result, folder)
+    if ranks.first:
+        _end(loop, result, folder, said, time.perf_counter() - begin)
     return 128 + result.signal if result.signal else 0
 
 
-def _end(loop: Loop, result: Result, folder: Path, seconds: float) -> None:
-    """The last words: figures, a sample, the curve, and how to go on."""
+def _spread(run: Run, ranks: Ranks, how: str) -> Ranks:
+    """The model spread over the processes in the way that was asked for; who sees which share of the data."""
+    if ranks.world == 1 or how == "data":
+        return ranks
+    from transept.adapters.parallel import mesh, shard, split
+
+    if how == "fsdp":
+        shard(run.model, mesh()["data"])
+        return ranks
+    split(run.model, mesh(ranks.world)["tensor"])
+    return dataclasses.replace(ranks, rank=0, world=1)
+
+
+def _kept(loop: Loop, result: Result, folder: Path) -> str:
+    """Writes model.safetensors with the weights that are kept (their mean, where there is one), and returns the recipe's last words.
+
+    Every process must ask; a model that is spread over several is gathered, and says nothing.
+    """
     from transept.checkpoints.safetensors import write_safetensors
-    from transept.training.log import curve
     from transept.training.optim import averaged
+    from transept.training.ranks import sharded, whole
+
+    run = loop.run
+    run.model.eval()
+    if result.signal:
+        return ""
+    with averaged(loop.means):
+        weights = {name: whole(t.detach()) for name, t in run.model.state_dict().items()}
+        if not loop.ranks.first:
+            return ""
+        write_safetensors(folder / "model.safetensors", weights)
+        spread = any(sharded(p) for p in run.model.parameters())
+        return run.finish(run.model, folder) if run.finish is not None and not spread else ""
+
+
+def _end(loop: Loop, result: Result, folder: Path, said: str, seconds: float) -> None:
+    """The last words: a sample, figures, the curve, and how to go on."""
+    from transept.training.log import curve
 
     run, settings = loop.run, loop.run.settings
-    run.model.eval()
-    said = ""
-    with averaged(loop.means):
-        if not result.signal:
-            write_safetensors(folder / "model.safetensors", run.model.state_dict())
-            said = run.finish(run.model, folder) if run.finish is not None else ""
     line = {"recipe": run.recipe, "seed": settings.seed, "step": result.step, "minutes": round(result.seconds / 60, 2),
             "items": loop.items, "figures": result.figures, "best": result.best, "why": result.why}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(line, indent=1), encoding="utf-8")

@@ -69,7 +69,7 @@ class Loop:
 
     def train(self) -> Result:
         """Goes on to the end, or until told to stop; saves, and returns how it ended."""
-        if self.folder is not None and self.ranks.rank == 0:
+        if self.folder is not None and self.ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.log = Log(self.folder, self.step, self.settings.track)
         ahead = Ahead(self.sampler.batch, self.settings.loading.workers)
@@ -194,7 +194,7 @@ class Loop:
         if self.folder is None or self.saved == self.step:
             return
         found = snapshot(self)
-        if self.ranks.rank == 0:
+        if self.ranks.first:
             try:
                 state.save(self.folder / "checkpoints", found)
                 state.prune(self.folder / "checkpoints", self.settings.saving.keep, self.judge.best_step)
@@ -209,7 +209,7 @@ class Loop:
             self.log.write(self.step, **facts)
 
     def _say(self, text: str, event: str = "") -> None:
-        if self.ranks.rank == 0:
+        if self.ranks.first:
             self.view.say(text)
         if event:
             self._write(event=event, text=text)

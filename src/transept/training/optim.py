@@ -135,13 +135,13 @@ class Mean:
     @torch.no_grad()
     def update(self) -> None:
         """Takes the present weights in."""
-        live = [p.detach() for p in self.named.values()]
         if not self.weights:
             self.weights = {name: p.detach().clone() for name, p in self.named.items()}
         self.count += 1
         # An exponential mean begins as a plain one, so that the first weights do not linger in it.
         share = 1 / self.count if self.decay == 0 else max(1 - self.decay, 1 / self.count)
-        torch._foreach_lerp_(list(self.weights.values()), live, share)
+        for name, mean in self.weights.items():
+            mean.lerp_(self.named[name].detach(), share)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -16,11 +16,15 @@ from transept.core.shapes import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that each see another share of the data; `group` is their process group."""
+    """This process's place among those that each see another share of the data; `group` is their process group.
+
+    `first` is True for the one that writes files and speaks: of processes that share one model and see the same data only one may.
+    """
 
     rank: int = 0
     world: int = 1
     group: Any = None
+    first: bool = True
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Adds each tensor over all processes, in place."""
@@ -53,7 +57,7 @@ def joined() -> Iterator[Ranks]:
     if began:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), first=dist.get_rank() == 0)
     finally:
         if began:
             dist.destroy_process_group()

@@ -105,13 +105,14 @@ class Updater:
         """Divides by the global count, clips, and steps with the base rates times `factor`; nothing moves where a number is not finite."""
         means, count = tally.means(self.ranks, self.device)
         grads = self._reduced()
-        norm = float(whole(torch.nn.utils.get_total_norm(grads))) / max(count, 1e-12) if grads else 0.0
+        norm = _norm(grads) / max(count, 1e-12)
         finite = math.isfinite(means["loss"]) and math.isfinite(norm)
         if finite and count > 0 and grads:
             scale = 1.0 / count
             if 0 < self.clip < norm:
                 scale *= self.clip / norm
-            torch._foreach_mul_(grads, scale)
+            for alike in _kinds(grads):
+                torch._foreach_mul_(alike, scale)
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = group["base"] * factor
@@ -132,6 +133,17 @@ class Updater:
             if apart:
                 torch._foreach_mul_(apart, float(self.ranks.world))
         return grads
+
+
+def _kinds(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Whole tensors and sharded ones apart, since one call cannot take both; empty lists are left out."""
+    halves = [t for t in tensors if not sharded(t)], [t for t in tensors if sharded(t)]
+    return [half for half in halves if half]
+
+
+def _norm(grads: list[Tensor]) -> float:
+    """The norm of all gradients together, over all processes that hold parts of them."""
+    return math.hypot(*(float(whole(torch.nn.utils.get_total_norm(alike))) for alike in _kinds(grads)))
 
 
 def out_of_memory(error: BaseException) -> bool:
