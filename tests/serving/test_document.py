@@ -21,12 +21,19 @@ from tests import figures
 from tests.counts import FULL, count
 from tests.serving import tiny
 from transept.serving.requests import (
+    AblationRequest,
     AnswerRequest,
+    AttentionRequest,
+    CardRequest,
     ChatRequest,
     ClassificationRequest,
     CompletionRequest,
     EmbeddingRequest,
     FillRequest,
+    LatencyRequest,
+    LensRequest,
+    PositionsRequest,
+    RolloutRequest,
 )
 from transept.serving.run import Running
 
@@ -38,6 +45,13 @@ GOOD: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "/v1/fill": (FillRequest, {"model": "fill", "input": "a [MASK]"}),
     "/v1/classifications": (ClassificationRequest, {"model": "classify", "input": "fox"}),
     "/v1/answers": (AnswerRequest, {"model": "answer", "question": "who", "context": "the fox"}),
+    "/v1/inspect/attention": (AttentionRequest, {"model": "tiny", "input": "a fox", "layer": 1, "head": 0}),
+    "/v1/inspect/rollout": (RolloutRequest, {"model": "fill", "input": "a fox", "kind": "self"}),
+    "/v1/inspect/lens": (LensRequest, {"model": "tiny", "messages": tiny.ASK["messages"], "top": 2}),
+    "/v1/inspect/ablation": (AblationRequest, {"model": "tiny", "input": "a fox", "heads": [{"layer": 0, "head": 1}], "max_tokens": 2}),
+    "/v1/inspect/positions": (PositionsRequest, {"model": "tiny", "count": 8}),
+    "/v1/inspect/latency": (LatencyRequest, {"model": "classify", "input": "fox", "runs": 1}),
+    "/v1/inspect/card": (CardRequest, {"model": "fill", "length": 8}),
 }
 pytestmark = pytest.mark.usefixtures("unchecked")
 MODEL = {path: body["model"] for path, (_, body) in GOOD.items()}
@@ -53,7 +67,7 @@ def exercise(operation: Any, mode: GenerationMode, examples: int) -> int:
         if isinstance(case.body, dict) and "model" in case.body and known and operation.path in MODEL:
             # Nearly always a model that is there, so that the request gets as far as it can.
             case.body = {**case.body, "model": MODEL[operation.path]}
-            if mode is GenerationMode.POSITIVE and operation.path.endswith("completions"):
+            if mode is GenerationMode.POSITIVE and operation.path.endswith(("completions", "ablation")):
                 case.body["max_tokens"] = 3
         sent[0] += 1
         case.call_and_validate(checks=CHECKS, timeout=60)

@@ -40,6 +40,8 @@ _MOVES = frozenset(
     "index gather scatter copy_ as_strided unbind constant_pad_nd repeat index_select alias detach repeat_interleave unflatten narrow "
     "_to_copy slice_scatter select_scatter index_put index_put_ new_empty flip roll".split()
 )
+_RECORDS = {"embed": "embedding", "angles": "positions", "rotary": "positions", "append": "reshape", "gather": "reshape", "unfold": "reshape",
+            "attend": "attention", "norm": "norm", "route": "ffn", "experts": "ffn"}  # fmt: skip
 _PRODUCTS = frozenset(("bmm", "mm", "matmul", "baddbmm", "addmm"))
 _SOFT = frozenset(("_softmax", "_safe_softmax", "logsumexp", "exp", "amax", "nan_to_num"))
 
@@ -90,20 +92,13 @@ def of_records(labels: Sequence[str], operations: Sequence[str], seconds: Sequen
 
 def _of_record(label: str, operation: str) -> str:
     words = label.split(".")
-    inside = {"attn", "cross", "mlp"}.intersection(words)
-    if operation in ("embed", "gather"):
-        return "embedding" if operation == "embed" else "reshape"
-    if operation in ("rotate", "rope", "angles"):
-        return "positions"
-    if operation == "attend":
-        return "attention"
-    if "mlp" in inside:
+    if operation in _RECORDS:
+        return _RECORDS[operation]
+    if "mlp" in words:
         return "ffn"
-    if inside and operation == "linear":
-        return "output" if words[-1] == "out" else "qkv"
-    if operation == "norm":
-        return "norm"
-    return "head" if words[0] == "head" or "head" in words or (operation == "linear" and not inside) else "other"
+    if operation != "linear":
+        return "other"
+    return ("output" if words[-1] == "out" else "qkv") if {"attn", "cross"}.intersection(words) else "head"
 
 
 def _timed(call: Callable[[], Any]) -> float:

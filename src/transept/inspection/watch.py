@@ -26,15 +26,16 @@ Change = Tensor | Callable[[Tensor], Tensor]
 class Holder(Protocol):
     """What holds a network, such as a loaded `transept.Model`."""
 
-    @property
-    def model(self) -> nn.Module: ...
+    def look(self) -> nn.Module:
+        """The network, to be watched."""
+        ...
 
 
 Watched = nn.Module | Holder
 
 
-class Seen(Mapping[str, Tensor]):
-    """What was heard: `seen[name]` is the value of the latest call, `seen.every(name)` those of all calls in order.
+class Seen:
+    """What was heard, by name: `seen[name]` is the value of the latest call, `seen.every(name)` those of all calls in order.
 
     Values are the network's own, so gradients flow through them where the call made any.
     """
@@ -53,11 +54,9 @@ class Seen(Mapping[str, Tensor]):
             raise InputError(f"{name} was not computed yet: call the model inside the context")
         return self.heard[name][-1]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.heard)
-
-    def __len__(self) -> int:
-        return len(self.heard)
+    def keys(self) -> list[str]:
+        """The names that are watched."""
+        return [*self.heard]
 
 
 def watchable(m: Watched) -> list[str]:
@@ -113,7 +112,7 @@ def swapped(m: Watched, name: str, given: Callable[[], Any], taken: Callable[[],
     """The result of the call `taken` with the named value of the call `given` put in its place (activation patching)."""
     with watch(m, name) as seen:
         given()
-    with patched(m, dict(seen), at):
+    with patched(m, {place: seen[place] for place in seen.keys()}, at):
         return taken()
 
 
@@ -127,10 +126,7 @@ def chained(listener: Listener) -> Iterator[None]:
 
 def module_of(m: Watched) -> nn.Module:
     """The network; a loaded model lends it without giving up its native core."""
-    if isinstance(m, nn.Module):
-        return m
-    look = getattr(m, "look", None)
-    return m.model if look is None else look()
+    return m if isinstance(m, nn.Module) else m.look()
 
 
 def _maskable(module: nn.Module) -> set[str]:

@@ -12,6 +12,7 @@ from transept.serving.shelf import Settings
 
 SENTENCE = "Paris is the capital of France."
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+LOOKS: dict[str, dict[str, Any]] = {"attention": {"input": SENTENCE, "layer": 0, "head": 0}, "rollout": {"input": SENTENCE}, "card": {}}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 
 
@@ -67,4 +68,5 @@ def requests(client: Any, model: str, task: str) -> list[tuple[str, Callable[[],
         "fill": [("fill", other("/fill", input="Paris is the [MASK] of France."))],
         "classifications": [("classification", other("/classifications", input=SENTENCE))],
         "answers": [("answer", other("/answers", question="Where?", context=SENTENCE))],
+        "inspect": [(name, other(f"/inspect/{name}", **body)) for name, body in LOOKS.items()],
     }[task]

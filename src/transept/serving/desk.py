@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Desk:
     gate: Gate
     metrics: Metrics
     ready: bool = False
+    # One model at a time is looked into: a look is heavy, and answers go before it.
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def limits(self) -> Any:

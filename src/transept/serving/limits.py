@@ -27,6 +27,8 @@ TABLE = (
     Limit("text", 16, 64, "characters", "text of a prompt for each token of the model's context"),
     Limit("prompts", 16, 128, "prompts", "prompts of one completion request"),
     Limit("inputs", 256, 2048, "texts", "texts to embed or classify in one request"),
+    Limit("inspected", 512, 4096, "tokens", "text that is looked into"),
+    Limit("weights", 1 << 20, 1 << 24, "numbers", "attention maps of one reply"),
     Limit("n", 8, 64, "choices", "answers to one prompt"),
     Limit("top_logprobs", 20, 20, "tokens", "alternatives of a token"),
     Limit("max_tokens", 65536, 1 << 20, "tokens", "length of an answer"),

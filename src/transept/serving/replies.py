@@ -135,6 +135,112 @@ class AnswerReply(ListReply):
     data: list[Span]
 
 
+class Token(BaseModel):
+    id: int
+    text: str
+
+
+class Guess(BaseModel):
+    id: int
+    token: str
+    p: float
+
+
+class InspectionReply(BaseModel):
+    object: str
+    model: str
+    usage: Usage
+
+
+class AttentionMap(BaseModel):
+    layer: int
+    head: int
+    name: str
+    weights: list[list[float]]
+
+
+class AttentionReply(InspectionReply):
+    kind: str
+    kinds: list[str]
+    layers: int
+    heads: int
+    queries: list[Token]
+    keys: list[Token]
+    maps: list[AttentionMap]
+
+
+class RolloutReply(InspectionReply):
+    kind: str
+    layers: int
+    tokens: list[Token]
+    rollout: list[list[float]]
+
+
+class Depth(BaseModel):
+    layer: int
+    name: str
+    guesses: list[list[Guess]]
+    entropy: list[float]
+
+
+class LensReply(InspectionReply):
+    tokens: list[Token]
+    at: list[int]
+    layers: list[Depth]
+
+
+class Side(BaseModel):
+    guesses: list[Guess]
+    at: int | None
+    probabilities: list[float | None]
+    text: str | None
+
+
+class AblationReply(InspectionReply):
+    tokens: list[Token]
+    before: Side
+    after: Side
+    divergence: float
+    similarity: float
+
+
+class PositionsReply(InspectionReply):
+    kind: str
+    told: str
+    count: int
+    similarity: list[list[float]]
+
+
+class Share(BaseModel):
+    part: str
+    seconds: float
+    share: float
+
+
+class LatencyReply(InspectionReply):
+    runs: int
+    seconds: float
+    apart: float
+    parts: list[Share]
+
+
+class CardReply(InspectionReply):
+    family: str
+    parameters: int
+    active: int
+    groups: dict[str, int]
+    context: int | None
+    length: int
+    flops: int
+    attention_flops: int
+    cache_bytes: int
+    cache_bytes_per_token: int
+    kinds: list[str]
+    layers: dict[str, int]
+    heads: dict[str, int]
+    names: list[str]
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"]

@@ -181,7 +181,72 @@ class AnswerRequest(Asked):
     context: Text
 
 
-BODIES = (ChatRequest, CompletionRequest, EmbeddingRequest, FillRequest, ClassificationRequest, AnswerRequest)
+Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Kind = Literal["self", "encoder", "cross"]
+
+
+class Inspected(Asked):
+    """What is looked into: a text, or a conversation in its template. An encoder-decoder reads it and writes `target`, else its own answer."""
+
+    input: Text | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=CEILING["messages"])
+    target: Text | None = None
+
+
+class AttentionRequest(Inspected):
+    """Which maps; all layers, or all heads, where none is named."""
+
+    kind: Kind | None = None
+    layer: Index | None = None
+    head: Index | None = None
+
+
+class RolloutRequest(Inspected):
+    """`layer` is the last that is counted in."""
+
+    kind: Literal["self", "encoder"] | None = None
+    layer: Index | None = None
+
+
+class LensRequest(Inspected):
+    """The `top` guesses after each layer, at the `last` positions."""
+
+    top: int = Field(5, ge=1, le=20)
+    last: int = Field(16, ge=1, le=64)
+
+
+class HeadOff(Closed):
+    """One head."""
+
+    layer: Index
+    head: Index
+    kind: Kind | None = None
+
+
+class AblationRequest(Inspected):
+    """Heads to take out, and how much of the answer to show with and without them."""
+
+    heads: list[HeadOff] = Field([], max_length=1024)
+    top: int = Field(5, ge=1, le=20)
+    max_tokens: int = Field(16, ge=0, le=64)
+
+
+class PositionsRequest(Asked):
+    count: int = Field(64, ge=2, le=256)
+
+
+class LatencyRequest(Inspected):
+    runs: int = Field(3, ge=1, le=20)
+
+
+class CardRequest(Asked):
+    """The costs of `length` tokens."""
+
+    length: int | None = Field(None, ge=1, le=1 << 20)
+
+
+INSPECTIONS = (AttentionRequest, RolloutRequest, LensRequest, AblationRequest, PositionsRequest, LatencyRequest, CardRequest)
+BODIES = (ChatRequest, CompletionRequest, EmbeddingRequest, FillRequest, ClassificationRequest, AnswerRequest, *INSPECTIONS)
 NAMES = frozenset(
-    name for kind in (*BODIES, Message, Part, Tool, Function, Format, StreamOptions) for name in kind.model_fields
+    name for kind in (*BODIES, Message, Part, Tool, Function, Format, StreamOptions, HeadOff) for name in kind.model_fields
 ) | {"schema"}

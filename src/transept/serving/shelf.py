@@ -18,6 +18,7 @@ import torch
 
 from transept import __version__
 from transept.blocks.encoder import Encoder, MaskedHead, PretrainHead, RowHead, SpanHead
+from transept.blocks.seq2seq import EncoderDecoder
 from transept.blocks.stack import Decoder
 from transept.checkpoints.load import Source, describe
 from transept.core.errors import InputError, TokenizerError, TranseptError, nearest
@@ -214,11 +215,11 @@ def doable(model: Any) -> tuple[str, ...]:
     """The tasks of a model, by its parts."""
     head = getattr(model, "head", None)
     if isinstance(model, Decoder):
-        return "chat", "completions", "embeddings"
+        return "chat", "completions", "embeddings", "inspect"
     if not isinstance(model, Encoder):
-        return ()
+        return ("inspect",) if isinstance(model, EncoderDecoder) else ()
     heads: Sequence[tuple[Any, str]] = (((MaskedHead, PretrainHead), "fill"), (RowHead, "classifications"), (SpanHead, "answers"))
-    return ("embeddings", *(name for kind, name in heads if isinstance(head, kind)))
+    return ("embeddings", *(name for kind, name in heads if isinstance(head, kind)), "inspect")
 
 
 def available() -> int:

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
-from transept.serving.endpoints import answers, chat, classifications, completions, embeddings, fill, models, state
+from transept.serving.endpoints import (
+    answers,
+    chat,
+    classifications,
+    completions,
+    embeddings,
+    fill,
+    inspect_ablation,
+    inspect_attention,
+    inspect_card,
+    inspect_latency,
+    inspect_lens,
+    inspect_positions,
+    inspect_rollout,
+    models,
+    state,
+)
 
-ROUTERS = tuple(module.router for module in (chat, completions, embeddings, fill, classifications, answers, models, state))
+INSPECTOR = (inspect_attention, inspect_rollout, inspect_lens, inspect_ablation, inspect_positions, inspect_latency, inspect_card)
+ROUTERS = tuple(
+    module.router for module in (chat, completions, embeddings, fill, classifications, answers, *INSPECTOR, models, state)
+)
