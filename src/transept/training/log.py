@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -71,16 +70,34 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _tracker(track: Track, folder: Path) -> Any:
     """A function of (figures, step) that passes them on. Errors: ConfigError where its package is missing."""
-    package = {Track.TENSORBOARD: "torch.utils.tensorboard", Track.TRACKIO: "trackio", Track.WANDB: "wandb"}[track]
     try:
-        module = importlib.import_module(package)
+        return _TRACKERS[track](folder)
     except ImportError as e:
         raise ConfigError(f"track={track.name} needs the package {track.value}; pip install 'transept[track]'") from e
-    if track is Track.TENSORBOARD:
-        writer = module.SummaryWriter(str(folder / "tensorboard"))
-        return lambda figures, step: [writer.add_scalar(name, value, step) for name, value in figures.items()]
-    module.init(project="transept", name=folder.name)
-    return lambda figures, step: module.log(figures) if track is Track.TRACKIO else module.log(figures, step=step)
+
+
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+    return lambda figures, step: [writer.add_scalar(name, value, step) for name, value in figures.items()]
+
+
+def _trackio(folder: Path) -> Any:
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    trackio.init(project="transept", name=folder.name)
+    return lambda figures, step: trackio.log(figures)
+
+
+def _wandb(folder: Path) -> Any:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    wandb.init(project="transept", name=folder.name)
+    return lambda figures, step: wandb.log(figures, step=step)
+
+
+_TRACKERS = {Track.TENSORBOARD: _tensorboard, Track.TRACKIO: _trackio, Track.WANDB: _wandb}
 
 
 def curve(folder: Path) -> Path | None:
