@@ -82,7 +82,9 @@ def turned(x: Tensor, ctx: Context, spec: Any) -> Tensor:
     rates, factor = frequencies(spec, int(ctx.positions.index.max()) + 1)
     angle = ctx.positions.index[:, None, :, None] * rates
     half = spec.dims // 2
-    first, second = ((slice(0, spec.dims, 2), slice(1, spec.dims, 2)) if spec.layout is Layout.PAIRS else (slice(0, half), slice(half, spec.dims)))
+    first, second = (
+        (slice(0, spec.dims, 2), slice(1, spec.dims, 2)) if spec.layout is Layout.PAIRS else (slice(0, half), slice(half, spec.dims))
+    )
     out = x.clone()
     a, b = x[..., first], x[..., second]
     out[..., first] = (a * angle.cos() - b * angle.sin()) * factor

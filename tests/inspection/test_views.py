@@ -157,7 +157,11 @@ def test_latency_is_taken_apart(name: str) -> None:
     found = breakdown(module, ids, source=source, runs=1)
     assert set(found.parts) <= set(PARTS) and [*found.parts] == [part for part in PARTS if part in found.parts]
     assert abs(sum(found.shares().values()) - 1) <= 1e-9 and found.seconds > 0 and found.tokens == ids.numel()
-    wanted = {"recurrence", "head"} if name == "lstm" else {"qkv", "scores", "softmax", "values", "reshape", "output", "ffn", "norm", "embedding"}
+    wanted = (
+        {"recurrence", "head"}
+        if name == "lstm"
+        else {"qkv", "scores", "softmax", "values", "reshape", "output", "ffn", "norm", "embedding"}
+    )
     assert wanted <= set(found.parts)
     assert torch.equal(logits(module, ids, source), plain)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
@@ -216,7 +220,13 @@ def test_inspect_tells_and_draws(capsys: pytest.CaptureFixture[str], folder: Pat
     code, out, _ = run(capsys, "inspect", str(folder), "A quick fox.", "--layer", "1", "--head", "2", "--json")
     (one,) = json.loads(out)["maps"]
     assert code == 0 and (torch.tensor(one["weights"]) - maps(m, ids, layer=1, head=2)[0].weights[0]).abs().max() <= 1e-6
-    for view, suffix in (((), ".png"), (("--layer", "0"), ".svg"), (("--rollout",), ".png"), (("--lens",), ".svg"), (("--positions",), ".png")):
+    for view, suffix in (
+        ((), ".png"),
+        (("--layer", "0"), ".svg"),
+        (("--rollout",), ".png"),
+        (("--lens",), ".svg"),
+        (("--positions",), ".png"),
+    ):
         target = tmp_path / f"picture{suffix}"
         code, out, err = run(capsys, "inspect", str(folder), "A $quick$ fox \u4e09.", *view, "--png", str(target))
         assert code == 0 and str(target) in out and not err, err

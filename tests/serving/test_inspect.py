@@ -83,7 +83,9 @@ def test_encoder_decoders_tell_three_kinds(server: Any) -> None:
     assert sizes["encoder"][0] == sizes["encoder"][1] == sizes["cross"][1] and sizes["self"][0] == sizes["self"][1] == sizes["cross"][0]
     own = ask(server, "attention", model="marian", input=SENTENCE)
     assert own["kind"] == "cross" and len(own["queries"]) >= 1
-    told = ask(server, "ablation", model="marian", input=SENTENCE, heads=[{"layer": 0, "head": 0}, {"layer": 1, "head": 1, "kind": "encoder"}])
+    told = ask(
+        server, "ablation", model="marian", input=SENTENCE, heads=[{"layer": 0, "head": 0}, {"layer": 1, "head": 1, "kind": "encoder"}]
+    )
     assert told["divergence"] > 0 and told["before"]["text"] is not None and told["before"]["probabilities"][0] is None
 
 
@@ -125,7 +127,11 @@ def test_a_head_taken_out_is_a_zeroed_column(server: Any) -> None:
         for layer, weight in zip(module.stack.layers, kept, strict=True):
             layer.attn.out.weight.copy_(weight)
     assert [one["id"] for one in told["after"]["guesses"]] == best.indices.tolist()
-    assert told["divergence"] > 0 and len(told["before"]["probabilities"]) == ids.shape[1] and told["before"]["text"] == plain["before"]["text"]
+    assert (
+        told["divergence"] > 0
+        and len(told["before"]["probabilities"]) == ids.shape[1]
+        and told["before"]["text"] == plain["before"]["text"]
+    )
 
 
 def test_encoders_answer_in_their_own_way(server: Any) -> None:
@@ -144,7 +150,9 @@ def test_positions_latency_and_card(server: Any) -> None:
     assert ask(server, "positions", model="fill", count=256)["kind"] == "learned"
     assert ask(server, "positions", model="marian")["kind"] == "sinusoidal"
     told = ask(server, "latency", model="tiny", input=SENTENCE, runs=1)
-    assert abs(sum(part["share"] for part in told["parts"]) - 1) < 1e-6 and {"qkv", "scores", "softmax", "ffn"} <= {p["part"] for p in told["parts"]}
+    assert abs(sum(part["share"] for part in told["parts"]) - 1) < 1e-6 and {"qkv", "scores", "softmax", "ffn"} <= {
+        p["part"] for p in told["parts"]
+    }
     card = ask(server, "card", model="marian", length=10)
     assert card["kinds"] == ["self", "encoder", "cross"] and "cross[0..1].head[0..3]" in card["names"]
     assert sum(card["groups"].values()) == card["parameters"] == sum(p.numel() for p in model(server, "marian").look().parameters())

@@ -24,18 +24,24 @@ def options(command: Callable[..., argparse.ArgumentParser]) -> None:
     inspect.add_argument("model", help="a folder, GGUF file, bundled name or hub id")
     inspect.add_argument("text", nargs="?", default=TEXT, help="what it reads (default: a sentence whose 'it' stands for something)")
     inspect.add_argument("--target", default=None, help="what an encoder-decoder wrote (default: its own answer)")
-    inspect.add_argument("--kind", choices=("self", "encoder", "cross"), default=None, help="which attention (default: cross where there is any)")
+    inspect.add_argument(
+        "--kind", choices=("self", "encoder", "cross"), default=None, help="which attention (default: cross where there is any)"
+    )
     inspect.add_argument("--layer", type=int, default=None, metavar="N", help="one layer (default: all)")
     inspect.add_argument("--head", type=int, default=None, metavar="N", help="one head (default: all)")
     view = inspect.add_mutually_exclusive_group()
     view.add_argument("--lens", action="store_true", help="what the model would answer after each layer")
     view.add_argument("--rollout", action="store_true", help="attention through all layers")
     view.add_argument("--positions", action="store_true", help="how alike two positions are")
-    view.add_argument("--off", action="append", default=[], metavar="HEAD", help="take out attn[3].head[2], or a whole attn[3]; may be repeated")
+    view.add_argument(
+        "--off", action="append", default=[], metavar="HEAD", help="take out attn[3].head[2], or a whole attn[3]; may be repeated"
+    )
     view.add_argument("--names", action="store_true", help="what can be watched in this model")
     profile.add_argument("model", help="a folder, GGUF file, bundled name or hub id")
     profile.add_argument("text", nargs="?", default=None, help="what it reads (default: --tokens many)")
-    profile.add_argument("--tokens", type=int, default=128, metavar="N", help="how many tokens it reads where no text is given (default 128)")
+    profile.add_argument(
+        "--tokens", type=int, default=128, metavar="N", help="how many tokens it reads where no text is given (default 128)"
+    )
     profile.add_argument("--runs", type=int, default=5, metavar="N", help="passes to average (default 5)")
     profile.add_argument("--torch", action="store_true", help="time torch, also where the native core runs the model")
     for sub in (inspect, profile):
@@ -81,11 +87,23 @@ def profile(args: argparse.Namespace) -> int:
     shares = found.shares()
     if args.json:
         parts = [{"part": part, "seconds": took, "share": shares[part]} for part, took in found.parts.items()]
-        print(json.dumps({"model": args.model, "engine": found.engine, "tokens": found.tokens, "runs": args.runs, "seconds": found.seconds,
-                          "apart": found.apart, "parts": parts}))
+        print(
+            json.dumps(
+                {
+                    "model": args.model,
+                    "engine": found.engine,
+                    "tokens": found.tokens,
+                    "runs": args.runs,
+                    "seconds": found.seconds,
+                    "apart": found.apart,
+                    "parts": parts,
+                }
+            )
+        )
         return 0
     table(("part", "ms", "share"), [(part, f"{1000 * took:.3f}", f"{100 * shares[part]:.1f} %") for part, took in found.parts.items()])
-    plain = f"one pass over {found.tokens} tokens takes {1000 * found.seconds:.2f} ms in {'the native core' if found.engine == 'native' else 'torch'}"
+    core = "the native core" if found.engine == "native" else "torch"
+    plain = f"one pass over {found.tokens} tokens takes {1000 * found.seconds:.2f} ms in {core}"
     print(plain if found.engine == "native" else f"{plain}; its operations one by one {1000 * found.apart:.2f} ms")
     return 0
 
@@ -138,8 +156,15 @@ def _attention(m: Model, args: argparse.Namespace, ids: Tensor, source: Tensor |
         best = one.weights[0].max(-1)
         strongest = best.values.argsort(descending=True)[: len(queries) if len(found) == 1 else 1].sort().values.tolist()
         for i in strongest:
-            lines.append((one.name, f"{attention.distance(one.weights):.1f}", plots.shown(queries[i]), plots.shown(keys[int(best.indices[i])]),
-                          f"{float(best.values[i]):.3f}"))
+            lines.append(
+                (
+                    one.name,
+                    f"{attention.distance(one.weights):.1f}",
+                    plots.shown(queries[i]),
+                    plots.shown(keys[int(best.indices[i])]),
+                    f"{float(best.values[i]):.3f}",
+                )
+            )
     return {"kind": kind, "queries": queries, "keys": keys, "maps": maps}, lines
 
 
@@ -154,7 +179,14 @@ def _rollout(m: Model, args: argparse.Namespace, ids: Tensor, source: Tensor | N
     lines: list[Sequence[Any]] = [("token", "comes from")]
     for word, row in zip(words, values, strict=True):
         best = row.topk(min(3, len(row)))
-        lines.append((plots.shown(word), ", ".join(f"{plots.shown(words[i])} {100 * p:.0f} %" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))))
+        lines.append(
+            (
+                plots.shown(word),
+                ", ".join(
+                    f"{plots.shown(words[i])} {100 * p:.0f} %" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                ),
+            )
+        )
     return {"kind": kind, "tokens": words, "rollout": values.tolist()}, lines
 
 
@@ -166,8 +198,15 @@ def _lens(m: Model, args: argparse.Namespace, ids: Tensor, source: Tensor | None
     depths = []
     for depth in lens(m, ids, source=source, last=12):
         best = depth.logits[0].softmax(-1).max(-1)
-        depths.append({"layer": depth.layer, "name": depth.name, "guesses": _words(m, best.indices[None]), "p": best.values.tolist(),
-                       "entropy": depth.entropy()[0].tolist()})
+        depths.append(
+            {
+                "layer": depth.layer,
+                "name": depth.name,
+                "guesses": _words(m, best.indices[None]),
+                "p": best.values.tolist(),
+                "entropy": depth.entropy()[0].tolist(),
+            }
+        )
     if args.png:
         plots.table(args.png, [d["guesses"] for d in depths], [d["p"] for d in depths], [d["name"] for d in depths], words, args.text)
     lines: list[Sequence[Any]] = [("after", *(plots.shown(w) for w in words))]

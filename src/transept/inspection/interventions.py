@@ -35,7 +35,9 @@ def probabilities(logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b t"]) -> Fl
     return logits[:, :-1].double().softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
-def importance_of_heads(m: Watched, ids: Int[Tensor, "b t"], names: Sequence[str], at: int = -1, source: Tensor | None = None) -> dict[str, float]:
+def importance_of_heads(
+    m: Watched, ids: Int[Tensor, "b t"], names: Sequence[str], at: int = -1, source: Tensor | None = None
+) -> dict[str, float]:
     """For each of these heads what taking it out alone costs at one position, in bits."""
     out = {}
     for name in names:

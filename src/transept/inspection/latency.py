@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ _MOVES = frozenset(
     "index gather scatter copy_ as_strided unbind constant_pad_nd repeat index_select alias detach repeat_interleave unflatten narrow "
     "_to_copy slice_scatter select_scatter index_put index_put_ new_empty flip roll".split()
 )
-_RECORDS = {"embed": "embedding", "angles": "positions", "rotary": "positions", "append": "reshape", "gather": "reshape", "unfold": "reshape",
-            "attend": "attention", "norm": "norm", "route": "ffn", "experts": "ffn"}  # fmt: skip
+_RECORDS = {"embed": "embedding", "angles": "positions", "rotary": "positions", "append": "reshape", "gather": "reshape",
+            "unfold": "reshape", "attend": "attention", "norm": "norm", "route": "ffn", "experts": "ffn"}  # fmt: skip
 _PRODUCTS = frozenset(("bmm", "mm", "matmul", "baddbmm", "addmm"))
 _SOFT = frozenset(("_softmax", "_safe_softmax", "logsumexp", "exp", "amax", "nan_to_num"))
 
@@ -84,7 +84,7 @@ def breakdown(m: Watched, ids: Int[Tensor, "b t"], *, source: Tensor | None = No
 
 def of_records(labels: Sequence[str], operations: Sequence[str], seconds: Sequence[float], tokens: int) -> Breakdown:
     """The parts of a step of the native core, whose records were timed: its attention is one operation, with scores, softmax and values."""
-    parts: Counter[str] = Counter()
+    parts: dict[str, float] = defaultdict(float)
     for label, operation, took in zip(labels, operations, seconds, strict=True):
         parts[_of_record(label, operation)] += took
     return Breakdown(tokens, sum(seconds), {part: parts[part] for part in PARTS if parts[part]}, "native")
@@ -163,7 +163,7 @@ class _Clock(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: Counter[str] = Counter()
+        self.parts: dict[str, float] = defaultdict(float)
         self.stack: list[str] = []
         self.soft = False
 
@@ -217,6 +217,11 @@ class _Clock(TorchDispatchMode):
         softened = time.perf_counter()
         out = weights @ v
         done = time.perf_counter()
-        for part, took in (("reshape", moved - begin), ("scores", scored - moved), ("softmax", softened - scored), ("values", done - softened)):
+        for part, took in (
+            ("reshape", moved - begin),
+            ("scores", scored - moved),
+            ("softmax", softened - scored),
+            ("values", done - softened),
+        ):
             self.parts[part] += took if part != "reshape" or group > 1 else 0.0
         return out.transpose(1, 2).contiguous().transpose(1, 2), scores.new_zeros(scores.shape[:-1])

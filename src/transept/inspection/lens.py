@@ -41,7 +41,7 @@ def lens(m: Watched, ids: Int[Tensor, "b t"], *, source: Tensor | None = None, l
     """
     module = module_of(m)
     trunk, places = trunk_of(module), sites(module)
-    norm = getattr(getattr(trunk, "stack", None), "norm", None)
+    norm: Any = getattr(getattr(trunk, "stack", None), "norm", None)
     depth = [int(name[6:-1]) for name in places if name.startswith("block[") and name.endswith("]")]
     names = [name for name in ("embed", *(f"block[{i}]" for i in depth[:-1])) if name in places] if norm is not None else []
     keep = slice(None if last is None else -last, None)
@@ -61,7 +61,9 @@ def trunk_of(module: nn.Module) -> Any:
     trunk = module.decoder if isinstance(module, EncoderDecoder) else module
     masked = isinstance(trunk, Encoder) and isinstance(trunk.head, MaskedHead | PretrainHead)
     if not masked and not isinstance(trunk, Decoder | RecurrentLM):
-        raise InputError(f"lens: a {type(module).__name__} of this form scores no vocabulary, so there is no answer to read after each layer")
+        raise InputError(
+            f"lens: a {type(module).__name__} of this form scores no vocabulary, so there is no answer to read after each layer"
+        )
     return trunk
 
 

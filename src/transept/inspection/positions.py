@@ -36,8 +36,9 @@ def similarity(m: Watched, count: int = 64) -> Similarity:
             found = _of(module, count)
             if found is not None:
                 return found
-    return Similarity("none", "this model is told no positions; what it knows of order it has from its masks or from reading in order",
-                      torch.zeros(0, 0))
+    return Similarity(
+        "none", "this model is told no positions; what it knows of order it has from its masks or from reading in order", torch.zeros(0, 0)
+    )
 
 
 def _of(module: nn.Module, count: int) -> Similarity | None:
@@ -52,14 +53,19 @@ def _of(module: nn.Module, count: int) -> Similarity | None:
         rates, _ = frequencies(module.spec, count)
         where = torch.arange(count)
         turn = ((where[:, None] - where)[..., None] * rates).cos().mean(-1)
-        return Similarity("rotary", "mean cosine of the angles between two positions over all frequencies: what rotation leaves of q k", turn)
+        return Similarity(
+            "rotary", "mean cosine of the angles between two positions over all frequencies: what rotation leaves of q k", turn
+        )
     if isinstance(module, Relative):
         where = Positions.span(0, count, module.weight.device)
         bias = module.bias(Context(where, where), count)[0].mean(0)
         return Similarity("relative", "what the position of the key adds to the score of a query, averaged over the heads", bias)
     if isinstance(module, DisentangledAttention):
-        return Similarity("relative", "cosine of the vector of the distance between two positions with that of distance 0",
-                          _disentangled(module.source[0], module, count))
+        return Similarity(
+            "relative",
+            "cosine of the vector of the distance between two positions with that of distance 0",
+            _disentangled(module.source[0], module, count),
+        )
     return None
 
 

@@ -159,11 +159,15 @@ def _layers(stack: Stack, path: str) -> list[tuple[str, Block, int, int]]:
     """Each layer's path and block, its number among the uses of that block, and how many those are."""
     if isinstance(stack, SharedStack):
         groups: list[Any] = [[*stack.layers[group].named_children()] for group in stack.order]
-        blocks = [(f"{path}.layers.{group}.{name}", block) for group, layer in zip(stack.order, groups, strict=True) for name, block in layer]
+        blocks = [
+            (f"{path}.layers.{group}.{name}", block) for group, layer in zip(stack.order, groups, strict=True) for name, block in layer
+        ]
     else:
         blocks = [(f"{path}.layers.{i}", block) for i, block in enumerate(stack.layers)]
     order = [where for where, _ in blocks]
-    return [(where, block, order[:i].count(where), order.count(where)) for i, (where, block) in enumerate(blocks) if isinstance(block, Block)]
+    return [
+        (where, block, order[:i].count(where), order.count(where)) for i, (where, block) in enumerate(blocks) if isinstance(block, Block)
+    ]
 
 
 def _block(model: nn.Module, heads: Mapping[str, Any], prefix: str, i: int, path: str, block: Block, use: int, uses: int) -> Iterator[Site]:

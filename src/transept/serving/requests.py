@@ -186,7 +186,7 @@ Kind = Literal["self", "encoder", "cross"]
 
 
 class Inspected(Asked):
-    """What is looked into: a text, or a conversation in its template. An encoder-decoder reads it and writes `target`, else its own answer."""
+    """What is looked into: a text, or a conversation in its template; an encoder-decoder reads it and writes `target`, or its answer."""
 
     input: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=CEILING["messages"])

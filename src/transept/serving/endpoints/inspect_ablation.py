@@ -45,7 +45,9 @@ def named(look: Look, body: AblationRequest) -> list[str]:
         layers = of_kind(look.module, head.kind or look.kind)
         if head.layer >= len(layers) or head.head >= layers[head.layer].heads:
             most = max(one.heads for one in layers)
-            raise InputError(f"heads.{i}: the layers are 0 to {len(layers) - 1} and the heads 0 to {most - 1}, found {head.layer} and {head.head}")
+            raise InputError(
+                f"heads.{i}: the layers are 0 to {len(layers) - 1} and the heads 0 to {most - 1}, found {head.layer} and {head.head}"
+            )
         names.append(f"{layers[head.layer].name}.head[{head.head}]")
     return names
 
@@ -55,8 +57,9 @@ def where(look: Look, found: Any) -> int | None:
     logits = getattr(found, "logits", None)
     if logits is None or logits.ndim < 3:
         return None
-    masks = (look.ids[0] == look.served.tokenizer.mask_id).nonzero() if look.served.tokenizer.mask_id is not None else ()
-    return int(masks[0]) if len(masks) else look.ids.shape[1] - 1
+    mask = look.served.tokenizer.mask_id
+    ids = look.ids[0].tolist()
+    return ids.index(mask) if mask in ids else len(ids) - 1
 
 
 def at(found: Any, place: int | None) -> Float[Tensor, "v"] | None:

@@ -27,8 +27,18 @@ async def attention(body: AttentionRequest, request: Request) -> Response:
         count = sum(1 if body.head is not None else one.heads for one in layers if body.layer in (None, one.index))
         look.desk.limits.check("weights", count * len(queries) * len(keys), "layer")
         found = maps(look.module, look.ids, source=look.source, kind=kind, layer=body.layer, head=body.head)
-        told = [{"layer": one.layer, "head": one.head, "name": one.name.replace(".weights", ""), "weights": rows(one.weights[0])} for one in found]
-        return {"kind": kind, "kinds": kinds(look.module), "layers": len(layers), "heads": max(one.heads for one in layers),
-                "queries": queries, "keys": keys, "maps": told}
+        told = [
+            {"layer": one.layer, "head": one.head, "name": one.name.replace(".weights", ""), "weights": rows(one.weights[0])}
+            for one in found
+        ]
+        return {
+            "kind": kind,
+            "kinds": kinds(look.module),
+            "layers": len(layers),
+            "heads": max(one.heads for one in layers),
+            "queries": queries,
+            "keys": keys,
+            "maps": told,
+        }
 
     return await looked(request, body, "attention", work)

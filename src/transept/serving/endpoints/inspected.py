@@ -1,4 +1,4 @@
-"""What the inspector's addresses have in common: a text becomes tokens, one look at a time goes on beside the answers, numbers become JSON."""
+"""What the inspector's addresses have in common: texts become tokens, one look at a time goes on beside answers, numbers become JSON."""
 
 from __future__ import annotations
 
