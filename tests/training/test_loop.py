@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from transept.core.batch import Draw
 from transept.core.errors import CheckpointError, ConfigError, InputError
 from transept.data.source import Windows
 from transept.evaluation.invariants import Noisy, documents, small
@@ -87,10 +88,10 @@ def test_compiled_bfloat16_and_recomputing_runs_learn() -> None:
     for change in ({"compile": True}, {"precision": Precision.BF16}, {"checkpointing": True}):
         source = Windows(IDS[:33], 8, 8)
         run = Run(small(), Causal(), source, settings(steps=15, loading=Loading(batch=4), optim=Optim(lr=2e-2), **change))
-        start = float(Causal()(run.model, source.collate([source[i] for i in range(4)], None)).loss) / 32
+        start = float(Causal()(run.model, source.collate([source[i] for i in range(4)], Draw(0, 0, 0))).loss) / 32
         loop = Loop(run)
         loop.train()
-        end = float(Causal()(run.model, source.collate([source[i] for i in range(4)], None)).loss) / 32
+        end = float(Causal()(run.model, source.collate([source[i] for i in range(4)], Draw(0, 0, 0))).loss) / 32
         assert end < 0.8 * start, change
 
 

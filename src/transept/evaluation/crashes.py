@@ -339,10 +339,15 @@ def _steps(folder: Path) -> int:
 
 def _kill(folder: Path, many: int, rng: random.Random) -> Iterator[str]:
     """Kills, and what did not hold."""
-    last = 0
+    last, begun = 0, time.monotonic()
+    child = _child(folder)
+    while not _steps(folder):
+        time.sleep(0.01)
+    start = time.monotonic() - begun
     for cycle in range(many):
-        child = _child(folder)
-        time.sleep(rng.uniform(0.05, 0.5))
+        child = child if cycle == 0 else _child(folder)
+        # From the very beginning to well after the first save, however slow the machine is.
+        time.sleep(rng.uniform(0.0, start + 0.5))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         found, _ = state.latest(folder / "checkpoints")
@@ -397,6 +402,8 @@ def _stop(folder: Path, many: int, rng: random.Random) -> Iterator[str]:
 def main(what: str, many: int, seed: int) -> None:
     """Runs one of the two and prints [tried, [what did not hold]]."""
     # Imported before the first fork, or each child would do it again.
+    import torch._dynamo  # the optimisers' first step would
+
     import transept.evaluation.invariants
 
     del transept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,7 +83,7 @@ class Ahead:
 
 
 def _shuffled(source: Source, batch: int, seed: int) -> Sequence[int]:
-    return torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).numpy()
+    return _numbers(torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)))
 
 
 def _sequential(source: Source, batch: int, seed: int) -> Sequence[int]:
@@ -102,7 +103,12 @@ def _bucketed(source: Source, batch: int, seed: int, pool: int = 64) -> Sequence
         pieces += part[torch.argsort(length[part], stable=True)].split(batch)
     # A short batch can only be the last of the epoch, or every later one would begin elsewhere.
     full, short = [p for p in pieces if len(p) == batch], [p for p in pieces if len(p) < batch]
-    return torch.cat([full[i] for i in torch.randperm(len(full), generator=gen).tolist()] + short).numpy()
+    return _numbers(torch.cat([full[i] for i in torch.randperm(len(full), generator=gen).tolist()] + short))
+
+
+def _numbers(order: torch.Tensor) -> Sequence[int]:
+    """Eight bytes a number, and no tensor at each look."""
+    return array("q", order.numpy().tobytes())
 
 
 _MAKERS: dict[Order, Callable[..., Sequence[int]]] = {Order.SHUFFLED: _shuffled, Order.SEQUENTIAL: _sequential, Order.BUCKETED: _bucketed}

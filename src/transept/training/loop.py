@@ -19,7 +19,7 @@ from transept.training.optim import Mean, averaged, optimisers, parameters
 from transept.training.ranks import Ranks
 from transept.training.remat import recompute
 from transept.training.resume import snapshot
-from transept.training.run import Run
+from transept.training.run import Number, Run
 from transept.training.schedules import factor
 from transept.training.stop import Told, listening
 from transept.training.update import Step, Updater, out_of_memory
@@ -101,7 +101,7 @@ class Loop:
             if self._due():
                 self._save()
 
-    def progress(self) -> float:
+    def progress(self) -> Number:
         """How much of the run is over, 0 to 1: by updates or by time, whichever is nearer its end."""
         s = self.settings
         by_time = self.elapsed / (60 * s.minutes) if s.minutes > 0 else 0.0
@@ -130,10 +130,10 @@ class Loop:
         lr = rate * self.settings.optim.lr
         self._write(**done.means, lr=lr, norm=done.norm, count=done.count, seconds=round(seconds, 4))
         left = self.elapsed * (1 / max(self.progress(), 1e-9) - 1)
-        facts = {"loss": done.means["loss"], "lr": lr, "memory": float(meter.memory(self.device)), "left": left}
-        self.view.update(self.step, self.progress(), facts, self.pace)
+        facts = {"loss": done.means["loss"], "lr": float(lr), "memory": float(meter.memory(self.device)), "left": float(left)}
+        self.view.update(self.step, float(self.progress()), facts, self.pace)
 
-    def _update(self, ahead: Ahead, start: Draw, many: int, after: Draw, rate: float) -> Step:
+    def _update(self, ahead: Ahead, start: Draw, many: int, after: Draw, rate: Number) -> Step:
         """The update itself; where memory runs out, once more with the same samples in halves of the micro-batches."""
         following, more, _ = self.sampler.span(after)
         ahead.expect(self._pieces(start, many) + self._pieces(following, more))
@@ -150,7 +150,7 @@ class Loop:
     def _pieces(self, start: Draw, many: int) -> list[tuple[Draw, int]]:
         return shares(start, many, self.ranks.rank, self.ranks.world, self.micro)
 
-    def _tried(self, ahead: Ahead, start: Draw, many: int, rate: float) -> Step:
+    def _tried(self, ahead: Ahead, start: Draw, many: int, rate: Number) -> Step:
         self._seen = 0
         tally = self.updater.gradients(self._pieces(start, many), lambda piece: self._taken(ahead, piece), self.step)
         return self.updater.apply(tally, rate)
@@ -187,7 +187,8 @@ class Loop:
     def _due(self) -> bool:
         s = self.settings.saving
         by_time = s.minutes > 0 and time.monotonic() - self.last_save >= 60 * s.minutes
-        return bool((s.every and self.step % s.every == 0) or self.judge.best_step == self.step or self.ranks.agree(by_time, self.device))
+        by_steps = (s.every and self.step % s.every == 0) or self.judge.best_step == self.step
+        return bool(by_steps or self.ranks.agree(float(by_time), self.device))
 
     def _save(self) -> None:
         """Writes a checkpoint; where the disk is full or fails, says so and goes on: the one before stays."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from transept.core.errors import ConfigError
 from transept.core.shapes import Float, Tensor
-from transept.training.run import Optim
+from transept.training.run import Number, Optim
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -25,7 +25,7 @@ class Muon(torch.optim.Optimizer):
     slow, as on a CPU without instructions for them), and matrices of one shape go through it together.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.95, decay: float = 0.0, steps: int = 5,
+    def __init__(self, params: Iterable[Any], lr: Number, momentum: Number = 0.95, decay: Number = 0.0, steps: int = 5,
                  dtype: torch.dtype | None = None):  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": decay, "ns_steps": steps})
         self.dtype = dtype
@@ -128,7 +128,7 @@ class Mean:
     Sources: Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407.
     """
 
-    def __init__(self, named: dict[str, nn.Parameter], decay: float):
+    def __init__(self, named: dict[str, nn.Parameter], decay: Number):
         self.named, self.decay, self.count = named, decay, 0
         self.weights: dict[str, Tensor] = {}
 

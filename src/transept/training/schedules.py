@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from transept.training.run import Schedule, Shape
+from transept.training.run import Number, Schedule, Shape
 
-_SHAPES: Mapping[Shape, Callable[[float, float], float]] = {
+_SHAPES: Mapping[Shape, Callable[[Number, Number], Number]] = {
     Shape.CONSTANT: lambda x, decay: 1.0,
     Shape.LINEAR: lambda x, decay: 1.0 - x,
     Shape.COSINE: lambda x, decay: 0.5 * (1.0 + math.cos(math.pi * x)),
@@ -15,7 +15,7 @@ _SHAPES: Mapping[Shape, Callable[[float, float], float]] = {
 }
 
 
-def factor(schedule: Schedule, step: int, progress: float) -> float:
+def factor(schedule: Schedule, step: int, progress: Number) -> Number:
     """What the base learning rates are multiplied by at update `step` (from 0), `progress` (0 to 1) of the run being over.
 
     Warm-up rises linearly, (step + 1) / warmup; a warm-up below 1 is a share of the run. After it the shape goes from 1 to `floor` over the
@@ -30,6 +30,6 @@ def factor(schedule: Schedule, step: int, progress: float) -> float:
     return schedule.floor + (1 - schedule.floor) * _SHAPES[schedule.shape](x, schedule.decay)
 
 
-def _share(warmup: float, step: int, progress: float) -> float:
+def _share(warmup: Number, step: int, progress: Number) -> Number:
     """The share of the run that a warm-up counted in steps takes: known from the pace so far."""
     return min(warmup * progress / step, 1.0) if step > 0 else 0.0

@@ -15,7 +15,7 @@ from transept.core.errors import InputError
 from transept.core.shapes import Tensor
 from transept.training.objective import Objective, Sum
 from transept.training.ranks import Ranks, sharded, whole
-from transept.training.run import Precision
+from transept.training.run import Number, Precision
 
 Piece = tuple[Draw, int]
 
@@ -81,7 +81,7 @@ class Updater:
     objective: Objective
     named: dict[str, nn.Parameter]
     optimisers: list[torch.optim.Optimizer]
-    clip: float
+    clip: Number
     precision: Precision
     ranks: Ranks
     device: torch.device
@@ -101,7 +101,7 @@ class Updater:
         return tally
 
     @torch.no_grad()
-    def apply(self, tally: Tally, factor: float) -> Step:
+    def apply(self, tally: Tally, factor: Number) -> Step:
         """Divides by the global count, clips, and steps with the base rates times `factor`; nothing moves where a number is not finite."""
         means, count = tally.means(self.ranks, self.device)
         grads = self._reduced()
