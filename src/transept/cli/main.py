@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from transept import __version__
-from transept.cli import inspect, plan, serve, train
+from transept.cli import evaluate, inspect, plan, serve, train
 from transept.core.errors import TranseptError
 
 
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("verify", "Compare a model with its publisher's: ids, logits, generation, row by row.", table=True)
     sub.add_argument("model")
     train.options(command)
+    evaluate.options(command)
     inspect.options(command)
     sub = command("diff", "How two families differ, by slots and numbers.", table=True)
     sub.add_argument("a")
@@ -126,6 +127,8 @@ def _run(args: argparse.Namespace) -> int:
         return getattr(tasks, args.command)(args)
     if args.command in ("train", "compare", "check"):
         return getattr(train, args.command)(args)
+    if args.command == "eval":
+        return evaluate.evaluate(args)
     if args.command == "serve":
         return serve.check(args) if args.check else serve.serve(args)
     for commands in (plan.COMMANDS, inspect.COMMANDS):
