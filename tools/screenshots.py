@@ -1,4 +1,4 @@
-"""Writes the playground's pictures into docs/: real models in a real browser, `python tools/screenshots.py`. Needs the test extra and Chromium."""
+"""Writes the playground's pictures into docs/, from real models in a real browser; needs the test extra and Chromium."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ def phone(page: Page) -> None:
     page.click("nav a:has-text('Inspector')")
     page.fill("#inspected", "The capital of France is")
     looked(page, "ablation")
-    page.click(".head[data-at='0/-1']")
+    page.click(".head[data-key='self/0/3']")
+    page.click(".head[data-at='1/-1']")
+    page.mouse.move(0, 0)
     page.wait_for_timeout(2500)
-    page.locator("#inspector-panel").scroll_into_view_if_needed()
-    page.evaluate("document.querySelector('#inspector-panel').scrollIntoView()")
+    page.wait_for_selector("#inspector-out[aria-busy=false]", timeout=120_000)
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
     from transept.serving.run import Running
     from transept.serving.shelf import Settings
 
-    wide, narrow = {"width": 1280, "height": 860}, {"width": 400, "height": 800}
+    wide, narrow = {"width": 1240, "height": 1040}, {"width": 400, "height": 1400}
     plans = [("light", "light", wide, light), ("dark", "dark", wide, dark), ("phone", "light", narrow, phone)]
     with Running(Settings(models=("smollm2-135m-instruct", "minilm"), rows=4)) as server, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=executable(), args=["--no-sandbox"])

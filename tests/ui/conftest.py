@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
 
+import transept
 from tests.contracts.conftest import one_thread
+from tests.contracts.decoders import initialised
 from tests.serving import tiny
+from transept.core.registry import family
+from transept.data.text.bpe import train_bpe
+from transept.door import Model
 from transept.serving.run import Running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -40,15 +48,26 @@ def browser() -> Iterator[sync_api.Browser]:
 
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two decoders and three encoders; without the checks of shapes at run time, which make their steps ten times as long."""
+    """Six tiny models; without the checks of shapes at run time, which make their steps ten times as long."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     root = tmp_path_factory.mktemp("models")
     settings = tiny.settings(root, encoders=True)
-    other = tiny.decoder(root / "other", seed=1)
-    with Running(type(settings)(**{**vars(settings), "models": (settings.models[0], str(other), *settings.models[1:])})) as server:
+    models = (settings.models[0], str(tiny.decoder(root / "other", seed=1)), *settings.models[1:], str(encoder_decoder(root / "t5")))
+    with Running(replace(settings, models=models)) as server:
         yield server
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def encoder_decoder(folder: Path) -> Path:
+    """A T5 of two layers over the decoders' vocabulary."""
+    torch.manual_seed(0)
+    family_page = family("t5")
+    tokenizer = train_bpe(tiny.TEXT, vocab=320)
+    spec = family_page.tiny["2019"].replace(vocab=tokenizer.vocab_size)
+    form = family_page.published[0]
+    transept.save(Model(initialised((form.build or family_page.build)(spec)), family_page, form, spec, tokenizer), folder)
+    return folder
 
 
 @pytest.fixture

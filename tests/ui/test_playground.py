@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,27 @@ def test_heads_off_change_the_answer(page: Page, playground: Running) -> None:
     until(page, "text => document.querySelector('#after .quoted').textContent === text", told["after"]["text"])
     page.click("text=All heads on again")
     until(page, "before => document.querySelector('#after .quoted').textContent === before", same)
+
+
+def test_an_answer_looks_at_its_source(page: Page, playground: Running) -> None:
+    """Cross-attention of an encoder-decoder: rows are what was written, columns are the source, and other words give another map."""
+    go(page, "Inspector")
+    page.select_option("#inspector select >> nth=0", "t5")
+    page.wait_for_selector("#target")
+    page.fill("#target", "the dog")
+    look(page, "a quick fox jumps")
+    one = picture(page)
+    told = post(playground, "/v1/inspect/attention", model="t5", input="a quick fox jumps", target="the dog", layer=0)
+    assert told["kind"] == "cross" and len(told["queries"]) != len(told["keys"])
+    expect(page.locator("#heat")).to_have_attribute("aria-label", re.compile(f"{len(told['queries'])} by {len(told['keys'])} tokens"))
+    shown = [float(text.removesuffix("%")) for text in page.locator("#inspector-out tbody td").all_inner_texts()]
+    assert np.allclose(shown, sorted((100 * w for w in told["maps"][0]["weights"][-1]), reverse=True)[: len(shown)], atol=0.51)
+    page.fill("#target", "the plan")
+    look(page, "a quick fox jumps")
+    assert picture(page) != one
+    page.select_option("#inspector-panel select >> nth=0", "encoder")
+    keys = len(told["keys"])
+    expect(page.locator("#heat")).to_have_attribute("aria-label", re.compile(f"{keys} by {keys} tokens"))
 
 
 def test_every_view_opens_beside_an_answer(page: Page) -> None:

@@ -5,7 +5,7 @@ import { paint } from "./draw.js";
 import { bars } from "./tasks.js";
 
 export function ablation({ call, state, refresh }) {
-  const grid = el("div", { class: "scroll" });
+  const grid = el("div", { class: "scroll heads-grid" });
   const kinds = el("div", { class: "row" });
   const told = el("p", { class: "note", id: "heads-off", text: "No head is off." });
   let card = null, kind = null, later = 0;

@@ -17,7 +17,7 @@ export function inspector(root, models) {
   const pick = picker(models, "inspect", "Model", changed);
   const title = el("h2", { id: "inspector-title", tabindex: "-1", text: "Inspector" });
   const close = el("button", { type: "button", class: "quiet", text: "Close", onclick: () => { shut(); state.from?.focus(); } });
-  const input = el("textarea", { id: "inspected", rows: "3", value: TEXT });
+  const input = el("textarea", { id: "inspected", rows: "2", value: TEXT });
   const target = el("textarea", { id: "target", rows: "2", "aria-describedby": "target-help" });
   const targetField = el("div", { class: "field wide", hidden: true }, el("label", { for: "target", text: "What was written" }), target,
     el("span", { class: "about", id: "target-help", text: "Empty: the model's own answer." }));
