@@ -139,6 +139,9 @@ class Model(Talk):
         if not isinstance(self.model, EncoderDecoder):
             raise InputError(f"a {self.family.name} model reads no source beside its target, so it does not translate; use generate")
         many = [texts] if isinstance(texts, str) else list(texts)
+        for i, text in enumerate(many):
+            if not text.strip():
+                raise InputError(f"text {i} is empty")
         rows = [self.encode(text) for text in many]
         found = self._search(rows, self._plan(max_tokens, self.rules.beams if beams is None else beams, **search), batch, progress)
         return found[0].text if isinstance(texts, str) else [g.text for g in found]

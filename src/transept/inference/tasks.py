@@ -130,10 +130,12 @@ def embed(
 
 def fill_mask(model: Reader, tokenizer: Texts, text: str, *, top: int, limit: int | None) -> list[list[Fill]]:
     """The `top` likeliest words for each mask in the text, likeliest first."""
+    if top < 1:
+        raise InputError(f"top is {top}; at least one word has to be asked for")
     head = _head(model, (MaskedHead, PretrainHead), "fill masks", "masked-language form")
     if tokenizer.mask_id is None:
         raise TokenizerError("this model's tokenizer has no mask token")
-    ids = _within([tokenizer.encode(text, parse_specials=True)], limit, False, 0)[0]
+    ids = _within([tokenizer.encode(text, parse_specials=True)], limit, None, 0)[0]
     where = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
     if not where:
         raise InputError(f"the text has no mask: put {tokenizer.token(tokenizer.mask_id)} where a word is wanted")
@@ -185,7 +187,7 @@ def tag(model: Reader, tokenizer: Texts, text: str, labels: Sequence[str], *, li
     _head(model, (TokenHead,), "score classes of words", "token-classification form")
     _encode(tokenizer, text, 0)
     row = aligned(tokenizer, text)
-    _within([row.ids], limit, False, 0)
+    _within([row.ids], limit, None, 0)
     with torch.inference_mode():
         chances = model(torch.tensor([row.ids], device=_device(model))).logits[0].float().softmax(-1)
     best = chances.max(-1)
@@ -219,7 +221,7 @@ def answer(
     head = _head(model, (SpanHead,), "find answers", "question-answering form")
     for i, text in enumerate((question, context)):
         _encode(tokenizer, text, i)
-    windows = _windows(aligned(tokenizer, question, context), limit, stride)
+    windows = windows(aligned(tokenizer, question, context), limit, stride)
     best: tuple[float, Answer] | None = None
     for at in range(0, len(windows), batch):
         some = windows[at : at + batch]
@@ -251,14 +253,16 @@ def _encode(tokenizer: Texts, text: str, number: int) -> list[int]:
     return tokenizer.encode(text)
 
 
-def _within(rows: list[list[int]], limit: int | None, truncate: bool, tail: int) -> list[list[int]]:
-    """The rows, none longer than the limit; a cut row keeps its last `tail` tokens, which close it."""
+def _within(rows: list[list[int]], limit: int | None, truncate: bool | None, tail: int) -> list[list[int]]:
+    """The rows, none longer than the limit; a cut row keeps its last `tail` tokens, which close it. `truncate` None: nothing can be cut."""
     long = [i for i, row in enumerate(rows) if limit is not None and len(row) > limit]
     if not long or limit is None:
         return rows
     first = f"text {long[0]} has {len(rows[long[0]])} tokens, but the model reads at most {limit}"
+    if truncate is None:
+        raise InputError(f"{first}: shorten it by {len(rows[long[0]]) - limit}")
     if not truncate:
-        raise InputError(f"{first}; shorten it, or pass truncate=True to read its beginning only")
+        raise InputError(f"{first}: shorten it, or have its beginning read with truncate=True (--truncate)")
     warnings.warn(f"{len(long)} of {len(rows)} texts were cut to {limit} tokens: {first}", stacklevel=4)
     return [row if len(row) <= limit else [*row[: limit - tail], *(row[-tail:] if tail else [])] for row in rows]
 
@@ -287,7 +291,7 @@ def _states(model: Reader, ids: Tensor, mask: Tensor | None) -> Tensor:
     """The last states of an encoder, or of a decoder before its head (row 40)."""
     read = getattr(model, "states", None) or getattr(model, "hidden", None)
     if read is None:
-        raise InputError(f"a {type(model).__name__} has no states of single tokens to make a text's vector of")
+        raise InputError("this model has no states of single tokens to make a text's vector of: load an encoder or a decoder")
     return read(ids, mask=mask)
 
 
@@ -295,7 +299,7 @@ def _head(model: Reader, kinds: tuple[type[nn.Module], ...], what: str, form: st
     head = getattr(model, "head", None)
     if not (hasattr(model, "states") and isinstance(head, kinds)):
         having = "" if head is None else f" with the head {type(head).__name__}"
-        raise InputError(f"this {type(model).__name__}{having} does not {what}; load a checkpoint of the {form}")
+        raise InputError(f"this model{having} does not {what}: load a checkpoint of the {form}")
     return head
 
 
@@ -317,7 +321,7 @@ def _words(text: str) -> list[tuple[int, int]]:
     return out
 
 
-def _windows(row: Row, limit: int | None, stride: int) -> list[Row]:
+def windows(row: Row, limit: int | None, stride: int) -> list[Row]:
     """The row, or as many overlapping rows as its context needs, each with the whole question."""
     inside = [i for i, text in enumerate(row.text) if text == 1]
     if limit is None or len(row.ids) <= limit or not inside:
