@@ -153,18 +153,15 @@ def _attention(m: Model, args: argparse.Namespace, ids: Tensor, source: Tensor |
     maps = [{"layer": one.layer, "head": one.head, "name": one.name, "weights": one.weights[0].tolist()} for one in found]
     lines: list[Sequence[Any]] = [("head", "looks away", "from", "to", "weight")]
     for one in found:
-        best = one.weights[0].max(-1)
+        weights = one.weights[0].clone()
+        if len(found) > 1 and kind != "cross" and len(keys) > 2:
+            # Of many heads the one pair that tells most: not a token with itself, nor with the first, where idle heads look.
+            weights.fill_diagonal_(0)[:, 0] = 0
+        best = weights.max(-1)
         strongest = best.values.argsort(descending=True)[: len(queries) if len(found) == 1 else 1].sort().values.tolist()
         for i in strongest:
-            lines.append(
-                (
-                    one.name,
-                    f"{attention.distance(one.weights):.1f}",
-                    plots.shown(queries[i]),
-                    plots.shown(keys[int(best.indices[i])]),
-                    f"{float(best.values[i]):.3f}",
-                )
-            )
+            pair = plots.shown(queries[i]), plots.shown(keys[int(best.indices[i])])
+            lines.append((one.name, f"{attention.distance(one.weights):.1f}", *pair, f"{float(best.values[i]):.3f}"))
     return {"kind": kind, "queries": queries, "keys": keys, "maps": maps}, lines
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transept.blocks.encoder import Encoder, MaskedHead, PretrainHead
 from transept.blocks.recurrent import RecurrentLM
 from transept.blocks.seq2seq import EncoderDecoder
-from transept.blocks.stack import Decoder
+from transept.blocks.stack import Decoder, Stack
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
 from transept.inspection.attention import called
@@ -41,16 +41,16 @@ def lens(m: Watched, ids: Int[Tensor, "b t"], *, source: Tensor | None = None, l
     """
     module = module_of(m)
     trunk, places = trunk_of(module), sites(module)
-    norm: Any = getattr(getattr(trunk, "stack", None), "norm", None)
+    stack = getattr(trunk, "stack", None)
     depth = [int(name[6:-1]) for name in places if name.startswith("block[") and name.endswith("]")]
-    names = [name for name in ("embed", *(f"block[{i}]" for i in depth[:-1])) if name in places] if norm is not None else []
+    names = [name for name in ("embed", *(f"block[{i}]" for i in depth[:-1])) if name in places] if isinstance(stack, Stack) else []
     keep = slice(None if last is None else -last, None)
     with torch.no_grad():
         if names:
             with watch(m, *names) as seen:
                 out = called(m, ids, source)
             for i, name in enumerate(names):
-                yield Depth(i, name, scores(trunk, norm(seen[name][:, keep])))
+                yield Depth(i, name, scores(trunk, trunk.stack.norm(seen[name][:, keep])))
         else:
             out = called(m, ids, source)
         yield Depth(len(names), "hidden", out.logits[:, keep])

@@ -62,7 +62,7 @@ def _grid(path: str | Path, panels: Sequence[tuple[str, Tensor]], rows: Sequence
     if not panels:
         raise InputError("there is nothing to draw")
     side = min(6.0, max(1.6, 0.24 * max(len(rows), len(columns)))) if len(panels) < 7 else 1.4
-    across = min(len(panels), 3 if len(panels) < 7 else 8 if len(panels) < 100 else 12)
+    across = min(len(panels), 3) if len(panels) < 7 else next((n for n in (8, 9, 12, 6, 7) if len(panels) % n == 0), 8)
     down = -(-len(panels) // across)
     figure, every = _figure(path, len(panels), (0.9 + across * (side + 0.3), 0.9 + down * (side + 0.45)), across)
     named = side > 0.18 * max(len(rows), len(columns))
