@@ -221,10 +221,10 @@ def answer(
     head = _head(model, (SpanHead,), "find answers", "question-answering form")
     for i, text in enumerate((question, context)):
         _encode(tokenizer, text, i)
-    windows = windows(aligned(tokenizer, question, context), limit, stride)
+    pieces = windows(aligned(tokenizer, question, context), limit, stride)
     best: tuple[float, Answer] | None = None
-    for at in range(0, len(windows), batch):
-        some = windows[at : at + batch]
+    for at in range(0, len(pieces), batch):
+        some = pieces[at : at + batch]
         ids, mask = _tensors([w.ids for w in some], _device(model))
         kinds, _ = _tensors([w.segments for w in some], _device(model))
         with torch.inference_mode():
@@ -333,10 +333,10 @@ def windows(row: Row, limit: int | None, stride: int) -> list[Row]:
             f"the question has {len(head)} tokens with its marks, but the model reads at most {limit} of question and context together"
         )
     step = max(1, room - min(stride, room // 2))
-    windows = []
+    out = []
     for at in range(0, max(len(inside) - room, 0) + step, step):
         columns = [*head, *inside[at : at + room], *tail]
-        windows.append(
+        out.append(
             Row(
                 [row.ids[i] for i in columns],
                 [row.segments[i] for i in columns],
@@ -344,7 +344,7 @@ def windows(row: Row, limit: int | None, stride: int) -> list[Row]:
                 [row.text[i] for i in columns],
             )
         )
-    return windows
+    return out
 
 
 def _best_span(window: Row, start: Tensor, end: Tensor, context: str, longest: int) -> tuple[float, Answer] | None:
