@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transept.adapters.tune import Tune, tune
 from transept.checkpoints.safetensors import tensor_bytes
 from transept.core.batch import Batch, Draw, Sample
 from transept.core.errors import CheckpointError, NumericsError
@@ -138,22 +139,21 @@ class Noisy(Windows):
 
 
 OBJECTIVES: dict[str, Callable[[nn.Module], Any]] = {"causal": lambda m: Causal(), "following": Following, "packed": lambda m: Causal()}
-TUNINGS: dict[str, Callable[[str], bool]] = {"full": lambda n: True, "biases": lambda n: n.endswith("bias"), "top": lambda n: "norm" in n}
 
 
 def configurations() -> Iterator[tuple[str, Callable[[], Run]]]:
-    """72 runs: objective x precision x accumulation x workers x what is trained; the rest (Muon, means, order, looks) changes along."""
-    axes = (OBJECTIVES, Precision, (8, 3), (0, 2), TUNINGS)
+    """96 runs: objective x precision x accumulation x workers x what is trained; the rest (Muon, means, order, looks) changes along."""
+    axes = (OBJECTIVES, Precision, (8, 3), (0, 2), Tune)
     for number, (objective, precision, micro, workers, tuning) in enumerate(itertools.product(*axes)):
-        yield f"{objective}, {precision.value}, {micro} at a time, {workers} workers, {tuning}", lambda c=(
+        yield f"{objective}, {precision.value}, {micro} at a time, {workers} workers, {tuning.value}", lambda c=(
             objective, precision, micro, workers, tuning, number): configured(*c)  # fmt: skip
 
 
-def configured(objective: str, precision: Precision, micro: int, workers: int, tuning: str, number: int) -> Run:
+def configured(objective: str, precision: Precision, micro: int, workers: int, tuning: Tune, number: int) -> Run:
     """One of the configurations."""
     model = small(number, dropout=0.1)
-    for name, p in model.named_parameters():
-        p.requires_grad = TUNINGS[tuning](name)
+    # Its head is the token table: the last norm stands for what is new to a task.
+    tune(model, tuning, heads=("stack.norm",))
     ids = torch.cat(documents(30, number))
     packed = Packed([t.tolist() for t in documents(60, number)], 24)
     settings = Settings(
@@ -190,7 +190,7 @@ def steady() -> Iterator[None]:
 
 
 def resuming(share: float, seed: int) -> Found:
-    """72 configurations, stopped and resumed at every step: weights, optimiser, generators, data and losses bit-identical."""
+    """96 configurations, stopped and resumed at every step: weights, optimiser, generators, data and losses bit-identical."""
     every = list(configurations())
     chosen = random.Random(seed).sample(every, max(1, round(len(every) * share)))
     tried, bad = 0, []
