@@ -1,6 +1,6 @@
 """Training steps of one GPT-2, from the same weights on the same batches: transformers, a plain loop in the manner of nanoGPT, and ours.
 
-    python benchmarks/train.py [--threads 2] [--rounds 5] [--size char|small] [--eager]
+    python benchmarks/train.py [--threads 2] [--rounds 5] [--size char|small|bpe] [--eager]
 
 Prints tokens per second of each, the ratios, and the loss of each after the same updates. The plain loop is written here from the
 published description: fused q, k, v, torch's attention, tied head, AdamW, clipping; float32 everywhere, as this library's own loop.
@@ -26,7 +26,7 @@ from transept.training.loop import Loop
 from transept.training.objectives.causal import Causal
 from transept.training.run import Loading, Optim, Run, Schedule, Settings, Shape
 
-SIZES = {"char": (65, 128, 4, 4, 256, 16), "small": (8192, 384, 6, 6, 256, 4)}
+SIZES = {"char": (65, 128, 4, 4, 256, 16), "small": (8192, 384, 6, 6, 256, 4), "bpe": (50257, 256, 4, 4, 256, 4)}
 NAMES = {"out": "attn.out", "up": "mlp.up", "down": "mlp.down", "norm1": "attn_norm", "norm2": "mlp_norm"}
 OPTIM = Optim(lr=3e-4, betas=(0.9, 0.95), decay=0.1, clip=1.0)
 

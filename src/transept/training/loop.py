@@ -22,7 +22,7 @@ from transept.training.resume import snapshot
 from transept.training.run import Number, Run
 from transept.training.schedules import factor
 from transept.training.stop import Told, listening
-from transept.training.update import Step, Updater, out_of_memory
+from transept.training.update import Step, Updater, called, out_of_memory
 from transept.training.view import View
 
 
@@ -54,9 +54,10 @@ class Loop:
             torch.use_deterministic_algorithms(True)
         if s.checkpointing:
             recompute(run.model)
-        model = torch.compile(run.model) if s.compile else run.model
-        self.updater = Updater(model, run.objective, self.named, optimisers(self.named, s.optim, *modules), s.optim.clip, s.precision,
-                               self.ranks, self.device)  # fmt: skip
+        made = optimisers(self.named, s.optim, *modules)
+        # Model and objective in one piece, so that a loss over a large vocabulary is computed in fewer passes.
+        compute = torch.compile(called) if s.compile else called
+        self.updater = Updater(run.model, run.objective, self.named, made, s.optim.clip, s.precision, self.ranks, self.device, compute)
         self.sampler = Sampler(run.train, s.loading, s.seed)
         self.means = [Mean(self.named, s.ema) for _ in range(1) if s.ema > 0 or s.average > 0]
         self.judge = Judge(run, self.ranks, self.device)

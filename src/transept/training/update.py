@@ -85,6 +85,8 @@ class Updater:
     precision: Precision
     ranks: Ranks
     device: torch.device
+    compute: Callable[[Objective, nn.Module, Batch], Sum] = called
+    """The forward pass: `called`, or `called` compiled with the model inside."""
 
     def gradients(self, pieces: list[Piece], take: Callable[[Piece], Batch], seed: int) -> Tally:
         """Adds up the gradients of the summed loss over this process's pieces; dropout depends on `seed` and the piece alone."""
@@ -94,7 +96,7 @@ class Updater:
         for piece in pieces:
             torch.manual_seed(mixed("dropout", seed, *piece[0]))
             with autocast(self.device, self.precision):
-                found = called(self.objective, self.model, moved(take(piece), self.device))
+                found = self.compute(self.objective, self.model, moved(take(piece), self.device))
             if found.loss.requires_grad:
                 found.loss.backward()
             tally.add(found)
