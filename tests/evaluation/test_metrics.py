@@ -110,6 +110,7 @@ def test_squad_of_real_questions() -> None:
     questions = squad.read(shared("squad-dev/dev-v1.1.json.xz"))
     assert len(questions) == 10570 and len({q.article for q in questions}) == 48
     assert all(q.context[n : n + len(text)] == text for q in questions for text, n in q.answers)
+    questions = questions[:2000]
     texts = [q.answers[0][0] for q in questions]
     found = {q.id: texts[i if i % 10 else (i * 7) % len(texts)] for i, q in enumerate(questions) if i % 31}
     scores, expected = squad.score(found, questions), theirs(found, questions)
@@ -125,7 +126,7 @@ def test_unanswerable_questions() -> None:
 
 
 def test_squad_files_of_another_form(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"data": [{"title": "x", "paragraphs": [{"qas": []}]}]}))
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"title": "x", "paragraphs": [{"qas": [{}]}]}]}))
     with pytest.raises(InputError, match="SQuAD's form"):
         squad.read(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("{")

@@ -29,6 +29,7 @@ def options(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("recipe", nargs="?", help="MODULE:FUNCTION such as recipes.gpt:shakespeare, or FILE.py:FUNCTION")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting by its dotted name; repeatable")
     sub.add_argument("--minutes", type=float, default=None, metavar="M", help="end after so many minutes of training, in place of steps")
+    sub.add_argument("--tune", choices=("full", "lora", "bitfit", "head"), help="what is trained, in recipes that tune a model")
     sub.add_argument("--out", default=None, metavar="FOLDER", help="the run's folder")
     sub.add_argument("--resume", default=None, metavar="FOLDER", help="go on with the run in this folder, by its own recipe")
     sub.add_argument("--force", action="store_true", help="go on although the recipe has changed")
@@ -92,6 +93,8 @@ def train(args: argparse.Namespace) -> int:
     name, changes = _asked(args)
     if args.minutes is not None:
         changes += [f"minutes={args.minutes}", "steps=0"]
+    if args.tune is not None:
+        changes.append(f"tune={args.tune}")
     run = call(recipe(name), changes, name)
     if args.dry_run:
         return _dry(run)
