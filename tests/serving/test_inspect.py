@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,3 +189,26 @@ def test_looks_do_not_change_answers(server: Any) -> None:
         ask(server, "ablation", model="tiny", input=SENTENCE, heads=[{"layer": 0, "head": 0}])
         ask(server, "latency", model="tiny", input=SENTENCE, runs=1)
     assert len(set(answers)) == 1
+
+
+def test_clients_that_leave_and_clients_at_once(server: Any) -> None:
+    """Looks wait for each other and are not lost; those whose client is gone give back their place, and the next one goes on."""
+    running, client = server
+    desk = running.app.state.desk
+    body = {"model": "tiny", "input": SENTENCE, "runs": 20}
+    for seconds in (0.005, 0.02, 0.05) * 3:
+        with contextlib.suppress(httpx.TimeoutException):
+            httpx.post(f"{running.address}/v1/inspect/latency", json=body, timeout=seconds)
+    with ThreadPoolExecutor(8) as pool:
+        made = [("attention", {"layer": 0}), ("lens", {}), ("rollout", {}), ("ablation", {"heads": [{"layer": 0, "head": 1}]})] * 4
+        replies = list(
+            pool.map(lambda one: client.post(f"/v1/inspect/{one[0]}", json={"model": "tiny", "input": SENTENCE, **one[1]}), made)
+        )
+    assert [reply.status_code for reply in replies] == [200] * 16
+    for i in range(4):
+        assert all(replies[i].json() == reply.json() for reply in replies[i::4])
+    tiny.settle(running.app)
+    until = time.monotonic() + 30
+    while desk.looking.locked() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not desk.looking.locked()
