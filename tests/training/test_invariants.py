@@ -24,6 +24,8 @@ PLAN = {
     "not finite": "T-6",
     "bad rows": "T-7",
 }
+# Of the slowest less than a tenth.
+REDUCED = {"resume at every step": 0.02, "kill -9": 0.05, "told to stop": 0.06, "bit flips": 0.05}
 FULL_COUNTS = {
     "crash states": 20000,
     "bit flips": 20000,
@@ -39,11 +41,12 @@ FULL_COUNTS = {
 @pytest.mark.parametrize("name", CHECKS)
 def test_promises_of_training_hold(name: str) -> None:
     begin = time.perf_counter()
-    tried, bad = CHECKS[name](1.0 if FULL else 0.1, 20261121)
+    share = 1.0 if FULL else REDUCED.get(name, 0.1)
+    tried, bad = CHECKS[name](share, 20261121)
     seconds = round(time.perf_counter() - begin, 1)
     record(id=f"{PLAN[name]} {name}", n_tried=tried, n_ok=tried - len(bad), n_bad=len(bad), seconds=seconds, seed=20261121)
     assert not bad, bad[:5]
-    assert tried >= (FULL_COUNTS.get(name, 1) if FULL else max(1, FULL_COUNTS.get(name, 10) // 11))
+    assert tried >= int(share * FULL_COUNTS.get(name, 1))
 
 
 def test_there_are_at_least_sixty_configurations() -> None:
@@ -53,5 +56,5 @@ def test_there_are_at_least_sixty_configurations() -> None:
 
 def test_without_syncing_the_same_crashes_lose_checkpoints() -> None:
     """The inverse: the enumeration must be able to fail, or it proves nothing."""
-    _, bad = crashes.crash_states(0.05, 1, synced=False)
+    _, bad = crashes.crash_states(0.02, 1, synced=False)
     assert bad

@@ -31,6 +31,10 @@ from transept.training.run import Judging, Loading, Optim, Order, Precision, Run
 IDS = torch.cat(documents(40, 0))
 
 
+# torch's own compiler module still uses what torch deprecates.
+COMPILES = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+
+
 def settings(**rest) -> Settings:
     plain = {"steps": 6, "loading": Loading(batch=8, order=Order.SEQUENTIAL), "schedule": Schedule(shape=Shape.CONSTANT, warmup=1)}
     return Settings(**{**plain, **rest})
@@ -84,6 +88,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@COMPILES
 def test_compiled_bfloat16_and_recomputing_runs_learn() -> None:
     for change in ({"compile": True}, {"precision": Precision.BF16}, {"checkpointing": True}):
         source = Windows(IDS[:33], 8, 8)
@@ -156,6 +161,7 @@ def test_frozen_weights_are_not_saved_and_must_be_the_same(tmp_path: Path) -> No
         restore(Loop(made(1)), tmp_path)
 
 
+@COMPILES
 def test_wrong_settings_and_data_are_told_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no setting 'optm\.lr' \(nearest: 'optim\.lr'\)"):
         override(Settings(), {"optm.lr": "1"})

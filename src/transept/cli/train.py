@@ -52,7 +52,7 @@ def recipe(name: str) -> Callable[..., Run]:
     if not colon:
         raise ConfigError(f"a recipe is named MODULE:FUNCTION, found {name!r}")
     module = _file(Path(where)) if where.endswith(".py") else _module(where)
-    found = getattr(module, function, None)
+    found: Any = getattr(module, function, None)
     if not callable(found):
         names = [n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and n[0] != "_"]
         raise ConfigError(f"{where} has no recipe {function!r}{nearest(function, names)}; it has {', '.join(names)}")

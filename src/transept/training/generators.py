@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from transept.core.batch import mixed
 from transept.core.shapes import Tensor
 
 
@@ -37,10 +38,21 @@ def restore(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         sys.modules["numpy"].random.set_state(tuple(numbers["numpy"]))
 
 
+def seed(number: int) -> None:
+    """Every generator from one number."""
+    torch.manual_seed(mixed("torch", number))
+    random.seed(mixed("python", number))
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(mixed("numpy", number) % 2**32)
+
+
 @contextmanager
-def apart() -> Iterator[None]:
-    """Whatever is drawn within this block, the caller's generators stand as before afterwards."""
+def apart(number: int, found: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None) -> Iterator[None]:
+    """Within this block the generators begin at the seed `number`, or at `found`; afterwards they stand as their caller left them."""
     kept = state()
+    seed(number)
+    if found is not None:
+        restore(*found)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,6 +67,8 @@ class Loop:
         self.micro = s.loading.micro or s.loading.batch
         self.pace = meter.Pace()
         self.log: Log | None = None
+        self.random: Any = None
+        self.frozen_hash: str | None = None
         self.last_save = time.monotonic()
 
     def train(self) -> Result:
@@ -75,7 +78,7 @@ class Loop:
             self.log = Log(self.folder, self.step, self.settings.track)
         ahead = Ahead(self.sampler.batch, self.settings.loading.workers)
         try:
-            with listening() as told, generators.apart():
+            with listening() as told, generators.apart(self.settings.seed, self.random):
                 why = self._steps(ahead, told)
                 if not told.signal and self.judge.looked != self.step:
                     self._look()

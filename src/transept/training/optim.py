@@ -53,12 +53,12 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        update = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        update = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))  # pyright: ignore[reportPrivateImportUsage]
         update = orthogonal(update, group["ns_steps"], self.dtype or _quick(update.device)).to(params[0].dtype)
         rows, columns = params[0].shape
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(update), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(params, list(update), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _quick(device: torch.device) -> torch.dtype:

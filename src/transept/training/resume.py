@@ -58,7 +58,7 @@ def restore(loop: Loop, folder: Path, force: bool = False) -> list[str]:
         mean.count = many
         held = found.tensors.get("mean", {})
         mean.weights = {name: _like(p, held[name].clone()) for name, p in loop.named.items() if name in held}
-    generators.restore(found.tensors["random"], found.facts["random"])
+    loop.random = found.tensors["random"], found.facts["random"]
     loop.judge.restore(found.facts["judge"])
     for name in ("step", "elapsed", "items", "micro", "skipped"):
         setattr(loop, name, found.facts[name])
@@ -83,7 +83,7 @@ def frozen(loop: Loop) -> str:
     idle = [(name, p) for name, p in sorted(loop.run.model.named_parameters()) if not p.requires_grad]
     if not idle:
         return ""
-    if not hasattr(loop, "frozen_hash"):
+    if loop.frozen_hash is None:
         digest = hashlib.sha256()
         for name, p in idle:
             digest.update(name.encode() + b"\0")

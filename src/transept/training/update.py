@@ -114,7 +114,7 @@ class Updater:
             if 0 < self.clip < norm:
                 scale *= self.clip / norm
             for alike in _kinds(grads):
-                torch._foreach_mul_(alike, scale)
+                torch._foreach_mul_(alike, scale)  # pyright: ignore[reportPrivateImportUsage]
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = group["base"] * factor
@@ -133,7 +133,7 @@ class Updater:
             # fully_shard has averaged where this loop adds.
             apart = [g for g in grads if sharded(g)]
             if apart:
-                torch._foreach_mul_(apart, float(self.ranks.world))
+                torch._foreach_mul_(apart, float(self.ranks.world))  # pyright: ignore[reportPrivateImportUsage]
         return grads
 
 
