@@ -88,9 +88,32 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@COMPILES
-def test_compiled_bfloat16_and_recomputing_runs_learn() -> None:
-    for change in ({"compile": True}, {"precision": Precision.BF16}, {"checkpointing": True}):
+COMPILED = """
+import sys, torch
+from pathlib import Path
+from transept.evaluation.invariants import documents, small
+from transept.data.source import Windows
+from transept.training.loop import Loop
+from transept.training.objectives.causal import Causal
+from transept.training.run import Loading, Optim, Run, Settings
+torch.set_num_threads(1)
+for name in ("plain", "compiled"):
+    settings = Settings(steps=6, compile=name == "compiled", loading=Loading(batch=8), optim=Optim(lr=1e-2))
+    Loop(Run(small(), Causal(), Windows(torch.cat(documents(40, 0)), 8), settings), Path(sys.argv[1], name)).train()
+"""
+
+
+@pytest.mark.serial
+def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
+    # In a process of its own, without the type checker, which cannot be compiled.
+    done = subprocess.run([sys.executable, "-c", COMPILED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain, compiled = ([line["loss"] for line in read(tmp_path / name / "log.jsonl")] for name in ("plain", "compiled"))
+    assert len(plain) == 6 and plain == pytest.approx(compiled, abs=1e-4)
+
+
+def test_bfloat16_and_recomputing_runs_learn() -> None:
+    for change in ({"precision": Precision.BF16}, {"checkpointing": True}):
         source = Windows(IDS[:33], 8, 8)
         run = Run(small(), Causal(), source, settings(steps=15, loading=Loading(batch=4), optim=Optim(lr=2e-2), **change))
         start = measure(Causal(), run.model, source)["loss"]
