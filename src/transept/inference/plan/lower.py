@@ -118,14 +118,15 @@ class Lowering:
 
 
 def lower(
-    model: nn.Module, weights: Weights, *, pages: int, max_rows: int, fast: bool = False, cache_kind: str = "F32"
+    model: nn.Module, weights: Weights, *, pages: int, max_rows: int, fast: bool = False
 ) -> tuple[native.Program, View]:
     """The program of a decoder and the view of its logits [selected, vocabulary].
 
-    `fast` multiplies quantised weights with activations rounded to 8 bits by blocks of 32; else activations are float32. Raises NotLowered.
+    `fast` multiplies quantised weights with activations rounded to 8 bits by blocks of 32 and keeps keys and values in 16; else both are
+    float32. Raises NotLowered.
     """
     names = {id(m): n for n, m in model.named_modules()}
-    p = Lowering(native.Program(max_rows), weights, names, pages, fast, cache_kind)
+    p = Lowering(native.Program(max_rows), weights, names, pages, fast, "F16" if fast else "F32")
     if not isinstance(model, Decoder):
         raise NotLowered(f"a {type(model).__name__} has no records in the native core's table; it runs in torch")
     x = _embed(model.embed, p)

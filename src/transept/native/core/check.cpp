@@ -217,7 +217,26 @@ std::string Plan::build() {
     return "";
 }
 
+// Which records need no barrier between them, because a row of each depends on the same row of the others only.
+void Plan::join() {
+    size_t n = records.size();
+    past.assign(n, 0);
+    following.assign(n, n);
+    fused.assign(n, false);
+    auto alone = [](const Record &r) { return r.op == EMBED || r.op == ANGLES || r.op == NORM || r.op == ROTARY || r.op == APPEND || r.op == ELEMENT || r.op == ROUTE; };
+    for (size_t i = n; i-- > 0;) {
+        const Record &r = records[i];
+        bool joined = i + 1 < n && alone(r) && alone(records[i + 1]) && records[i + 1].rows == r.rows;
+        past[i] = joined ? past[i + 1] : i + 1;
+        if (i + 1 < n) following[i] = records[i + 1].op == LINEAR ? i + 1 : following[i + 1];
+        if (i + 1 == n || r.op != NORM || records[i + 1].op != LINEAR) continue;
+        const Record &l = records[i + 1];
+        fused[i] = r.i[1] == 1 && l.rows == r.rows && l.i[3] == 1 && l.a.buffer == r.y.buffer && l.a.at == r.y.at && r.a.buffer != r.y.buffer;
+    }
+}
+
 void Plan::allocate() {
+    join();
     for (int32_t w : widths) storage.emplace_back(static_cast<size_t>(round_up(w, NR) * max_rows));
     int64_t k = 1, common = 0, values = 0, tile = 0;
     for (const Record &r : records) {
@@ -249,6 +268,7 @@ void Plan::allocate() {
         o.tile.resize(static_cast<size_t>(tile));
         o.o.resize(static_cast<size_t>(2 * NQ * values));
         o.parts.resize(4 * NQ);
+        o.normed.resize(static_cast<size_t>(2 * round_up(k, NR)));
     }
     next = std::vector<std::atomic<int>>(records.size() * COUNTERS);
 }

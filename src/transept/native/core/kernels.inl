@@ -130,6 +130,32 @@ template <int K> static void panel_float_of(const uint8_t *panel, int k, const f
     }
 }
 
+// One row meets P panels of floats at once: the multiply-adds of one alone would wait for each other.
+template <int K, int P> static void beside(const uint8_t *panel, int64_t stride, int k, const float *x, float *sums) {
+    vf a[P];
+    UNROLL for (int p = 0; p < P; p++) a[p] = zero();
+    constexpr int step = NR * (K == F32 ? 4 : 2);
+    for (int j = 0; j < k; j++, panel += step) {
+        vf v = set1(x[j]);
+        UNROLL for (int p = 0; p < P; p++) {
+            const uint8_t *at = panel + p * stride;
+            const uint16_t *half = reinterpret_cast<const uint16_t *>(at);
+            __builtin_prefetch(at + 2048);
+            a[p] = fma(v, K == F32 ? load(reinterpret_cast<const float *>(at)) : K == BF16 ? from_bf16(half) : from_half(half), a[p]);
+        }
+    }
+    UNROLL for (int p = 0; p < P; p++) store(sums + NR * p, a[p]);
+}
+
+template <int K> static void panels_one_of(const uint8_t *panel, int64_t stride, int count, int k, const float *x, float *sums) {
+    switch (count) {
+    case 4: beside<K, 4>(panel, stride, k, x, sums); break;
+    case 3: beside<K, 3>(panel, stride, k, x, sums); break;
+    case 2: beside<K, 2>(panel, stride, k, x, sums); break;
+    default: beside<K, 1>(panel, stride, k, x, sums); break;
+    }
+}
+
 // ---- int8 rows against a block ---------------------------------------------------------------------------------------------------
 
 // Keeps the compiler from computing all products first and spilling them.
@@ -208,8 +234,7 @@ constexpr int offset(int kind) { return kind == Q8_0 ? 0 : layout(kind).zero; }
 constexpr int offset(int kind) { return layout(kind).zero; }
 #endif
 
-// The running sums stay in memory: sixteen registers do not hold them beside the integer sums of four rows.
-template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t *head, const uint8_t *body, const QRow *x, int b, float *sums) {
+template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t *head, const uint8_t *body, const QRow *x, int b, vf *sums) {
     constexpr Layout l = layout(K);
     constexpr int halves = K == Q6_K ? 2 : 1;
     UNROLL for (int half = 0; half < halves; half++) {
@@ -220,24 +245,29 @@ template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t 
         UNROLL for (int r = 0; r < R; r++) {
             int32_t sum = K == Q6_K ? x[r].sum[2 * b + half] : x[r].sum[2 * b] + x[r].sum[2 * b + 1];
             if constexpr (l.zero >= 0) EACH d[r].v[i] -= splat_int(offset(K) * sum);
-            vf a = fma(s * set1(x[r].scale[b]), to_float(d[r]), load(sums + NR * r));
-            if constexpr (l.zero < 0) a = fma(m, set1(x[r].scale[b] * (float)sum), a);
-            store(sums + NR * r, a);
+            sums[r] = fma(s * set1(x[r].scale[b]), to_float(d[r]), sums[r]);
+            if constexpr (l.zero < 0) sums[r] = fma(m, set1(x[r].scale[b] * (float)sum), sums[r]);
         }
     }
 }
 
 template <int K, int R> static void few(const uint8_t *panel, int nb, const QRow *x, float *sums) {
-    UNROLL for (int r = 0; r < R; r++) store(sums + NR * r, zero());
+    vf a[R];
+    UNROLL for (int r = 0; r < R; r++) a[r] = zero();
     Walk<K> w(panel);
     for (int b = 0; b < nb; b++, w.next()) {
         ahead<K>(w.body);
-        add_block<K, R>([&](int g) { return group<K>(w.body, g); }, w.head, w.body, x, b, sums);
+        add_block<K, R>([&](int g) { return group<K>(w.body, g); }, w.head, w.body, x, b, a);
     }
+    UNROLL for (int r = 0; r < R; r++) store(sums + NR * r, a[r]);
 }
 
+// The running sums stay in memory: sixteen registers do not hold them beside the integer sums of four rows.
 template <int K, int R> INLINE void from_tile(const uint8_t *tile, const Walk<K> &w, const QRow *x, int b, float *sums) {
-    add_block<K, R>([&](int g) { return load_bytes(tile + 64 * g); }, w.head, w.body, x, b, sums);
+    vf a[R];
+    UNROLL for (int r = 0; r < R; r++) a[r] = load(sums + NR * r);
+    add_block<K, R>([&](int g) { return load_bytes(tile + 64 * g); }, w.head, w.body, x, b, a);
+    UNROLL for (int r = 0; r < R; r++) store(sums + NR * r, a[r]);
 }
 
 template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRow *x, int t, float *sums) {
@@ -325,6 +355,11 @@ template <int K> static void column_of(const uint8_t *panel, int column, int k, 
     case Q5_K: call<Q5_K>(__VA_ARGS__); break;                                                                                          \
     case Q6_K: call<Q6_K>(__VA_ARGS__); break;
 
+static void panels_one(int kind, const uint8_t *panel, int64_t stride, int count, int k, const float *x, float *sums) {
+    if (kind == F32) panels_one_of<F32>(panel, stride, count, k, x, sums);
+    if (kind == F16) panels_one_of<F16>(panel, stride, count, k, x, sums);
+    if (kind == BF16) panels_one_of<BF16>(panel, stride, count, k, x, sums);
+}
 static void panel_float(int kind, const uint8_t *panel, int k, const float *const *x, int t, float *sums) {
     BY_KIND(panel_float_of, panel, k, x, t, sums)
 }
@@ -608,6 +643,6 @@ namespace transept {
 #define STRING2(a) #a
 #define STRING(a) STRING2(a)
 using namespace TRANSEPT_ISA;
-extern const Kernels CONCAT(kernels_, TRANSEPT_ISA) = {STRING(TRANSEPT_ISA), panel_float, panel_int, quantise, column, finish,
+extern const Kernels CONCAT(kernels_, TRANSEPT_ISA) = {STRING(TRANSEPT_ISA), panel_float, panels_one, panel_int, quantise, column, finish,
                                                        norm, activate, attend, merge, store_token};
 } // namespace transept

@@ -9,7 +9,8 @@ namespace transept {
 constexpr int NR = 16;     // output columns of one panel
 constexpr int KB = 32;     // elements of the reduction in one block
 constexpr int PAGE = 16;   // tokens of one cache page
-constexpr int CHUNK = 256; // keys of one attention chunk; partial results are merged in chunk order
+constexpr int CHUNK = 64;  // keys of one attention chunk; partial results are merged in chunk order
+constexpr int BESIDE = 4;  // panels of floats that one row meets together
 constexpr int NQ = 32;     // queries that attend together
 
 // The numbers of the GGUF format. VECTOR is a plain float table that no panel layout touches.
@@ -107,6 +108,7 @@ struct AttendUnit {
 struct Kernels {
     const char *name;
     void (*panel_float)(int kind, const uint8_t *panel, int k, const float *const *x, int t, float *sums);
+    void (*panels_one)(int kind, const uint8_t *panel, int64_t stride, int count, int k, const float *x, float *sums); // floats, count <= BESIDE
     void (*panel_int)(int kind, const uint8_t *panel, int k, const QRow *x, int t, float *sums);
     void (*quantise)(const float *x, int k, bool wide, QRow out);
     void (*column)(int kind, const uint8_t *panel, int column, int k, float scale, bool add, float *out);

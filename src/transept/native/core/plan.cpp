@@ -26,6 +26,7 @@ struct Product { // a panel product over at most ROWS rows whose pointers stand 
     bool ints, residual;
     float alpha;
     const float *bias;
+    bool alone = false; // one row of floats
 };
 
 struct Group { int32_t row, n; };
@@ -50,21 +51,34 @@ struct Run {
     const float *vector(int i) const { return i < 0 ? nullptr : reinterpret_cast<const float *>(weight(i).data); }
     int take(size_t record, int phase, int grain = 1) { return plan.next[record * COUNTERS + static_cast<size_t>(phase)].fetch_add(grain); }
 
-    void product(Own &o, const Product &p, int panel, int column, int columns) {
+    // `panels` panels (with their gates: twice as many) beside each other, from the column `column`.
+    void product(Own &o, const Product &p, int panel, int column, int panels, int columns) {
         int64_t bytes = panel_bytes(p.w->kind, p.w->k);
+        int count = panels * (1 + p.gated);
         const uint8_t *data = p.w->data + panel * bytes;
-        for (int half = 0; half <= p.gated; half++) {
-            float *sums = o.sums.data() + half * p.t * NR;
-            if (p.ints) plan.kernels->panel_int(p.w->kind, data + half * bytes, p.w->k, o.q.data(), p.t, sums);
-            else plan.kernels->panel_float(p.w->kind, data + half * bytes, p.w->k, o.x.data(), p.t, sums);
+        float *sums = o.sums.data();
+        if (p.alone) plan.kernels->panels_one(p.w->kind, data, bytes, count, p.w->k, o.x[0], sums);
+        for (int i = 0; i < count && !p.alone; i++) {
+            if (p.ints) plan.kernels->panel_int(p.w->kind, data + i * bytes, p.w->k, o.q.data(), p.t, sums + i * p.t * NR);
+            else plan.kernels->panel_float(p.w->kind, data + i * bytes, p.w->k, o.x.data(), p.t, sums + i * p.t * NR);
         }
-        const float *bias = p.bias ? p.bias + (p.gated ? 2 : 1) * column : nullptr;
-        Finish f = {o.y.data(), p.residual ? o.residual.data() : nullptr, bias, p.gated && bias ? bias + NR : nullptr, p.act, p.gated, columns, p.alpha};
-        plan.kernels->finish(o.sums.data(), p.t, f);
-        for (int t = 0; t < p.t; t++) {
-            o.y[static_cast<size_t>(t)] += columns;
-            if (p.residual) o.residual[static_cast<size_t>(t)] += columns;
+        for (int i = 0; i < panels; i++, column += NR) {
+            const float *bias = p.bias ? p.bias + (p.gated ? 2 : 1) * column : nullptr;
+            int width = std::min(NR, columns - column);
+            Finish f = {o.y.data(), p.residual ? o.residual.data() : nullptr, bias, p.gated && bias ? bias + NR : nullptr, p.act, p.gated, width, p.alpha};
+            plan.kernels->finish(sums + i * (1 + p.gated) * p.t * NR, p.t, f);
+            for (int t = 0; t < p.t; t++) {
+                o.y[static_cast<size_t>(t)] += width;
+                if (p.residual) o.residual[static_cast<size_t>(t)] += width;
+            }
         }
+    }
+
+    // Panels [from, to) of a matrix of `columns` columns whose first panel is `before`.
+    void products(Own &o, Product &p, int before, int from, int to, int columns) {
+        p.alone = p.t == 1 && !quantised(*p.w);
+        int most = p.alone ? BESIDE / (1 + p.gated) : 1;
+        for (int q = from; q < to; q += most) product(o, p, (before + q) * (1 + p.gated), q * NR, std::min(most, to - q), columns);
     }
 
     // Row i of the input is quantised once: by each thread for itself where rows are few, else shared out and followed by a barrier.
@@ -79,34 +93,62 @@ struct Run {
         return shared;
     }
 
-    void linear(size_t index, const Record &r, int id) {
+    struct Items { int chunk, panels, grain, grains, count; };
+    Items items(const Record &r) const { // what a linear hands out: some panels for some rows
+        const Weight &w = weight(r.w[0]);
+        int n = rows(r), groups = r.i[3], columns = w.n / groups / (1 + r.i[2]);
+        bool ints = r.i[1] && quantised(w);
+        int chunk = static_cast<int>(std::clamp<int64_t>(65536 / w.k * (ints ? 2 : 1) / 12 * 12, 24, 120)), chunks = (n + chunk - 1) / chunk;
+        int panels = panels_of(columns), wanted = plan.team->size * (n > 32 ? 16 : 6); // so many, that no thread waits long
+        int grain = std::clamp(panels * chunks * groups / wanted, 1, panels), grains = (panels + grain - 1) / grain;
+        return {chunk, panels, grain, grains, chunks * groups * grains};
+    }
+
+    // The weights that this thread will meet first in the next linear, as far as they fit beside what it holds.
+    void look_ahead(size_t index, int id) {
+        Ahead &ahead = own[static_cast<size_t>(id)].ahead;
+        ahead = {};
+        if (plan.following[index] == plan.records.size()) return;
+        const Record &r = plan.records[plan.following[index]];
+        Items s = items(r);
+        if (rows(r) > 4 || r.i[3] > 1 || id >= s.count) return;
+        int64_t bytes = panel_bytes(weight(r.w[0]).kind, weight(r.w[0]).k) * (1 + r.i[2]);
+        int last = std::min((id + 1) * s.grain, s.panels);
+        ahead.from = weight(r.w[0]).data + id * s.grain * bytes;
+        ahead.to = ahead.from + std::min<int64_t>((last - id * s.grain) * bytes, 96 << 10);
+    }
+
+    void linear(size_t index, const Record &r, int id, const Record *norm) {
         const Weight &w = weight(r.w[0]);
         Own &o = own[static_cast<size_t>(id)];
         int n = rows(r), gated = r.i[2], groups = r.i[3], in = r.i[5], out = r.i[4], columns = w.n / groups / (1 + gated);
         bool ints = r.i[1] && quantised(w);
+        for (int row = 0; norm && row < n; row++) {
+            float *y = o.normed.data() + row * round_up(w.k, NR);
+            plan.kernels->norm(at(norm->a, row), vector(norm->w[0]), vector(norm->w[1]), y, w.k, norm->f[0], norm->i[0] != 0);
+            if (id == 0) std::memcpy(at(norm->y, row), y, sizeof(float) * static_cast<size_t>(w.k));
+        }
+        auto input = [&](int i) -> const float * { return norm ? o.normed.data() + i * round_up(w.k, NR) : at(r.a, i); };
         uint8_t *quants = nullptr;
         if (ints)
             quants = quantise(index, 0, id, n * groups, w.k, layout(w.kind).bits == 8, plan.shared.data(),
-                              [&](int i) { return at(r.a, i / groups) + (i % groups) * in; });
-        int chunk = static_cast<int>(std::clamp<int64_t>(65536 / w.k * (ints ? 2 : 1) / 12 * 12, 24, 120)), chunks = (n + chunk - 1) / chunk;
-        int panels = panels_of(columns), wanted = plan.team->size * (n > 32 ? 16 : 6); // so many items, that no thread waits long
-        int grain = std::clamp(panels * chunks * groups / wanted, 1, panels);
-        int grains = (panels + grain - 1) / grain, items = chunks * groups * grains;
-        for (int item; (item = take(index, 1)) < items;) {
-            int c = item / (groups * grains), g = item / grains % groups, p0 = item % grains * grain;
-            int first = c * chunk, t = std::min(chunk, n - first);
+                              [&](int i) { return input(i / groups) + (i % groups) * in; });
+        Items s = items(r);
+        for (int item = id; item < s.count; item = plan.team->size + take(index, 1)) {
+            int c = item / (groups * s.grains), g = item / s.grains % groups, p0 = item % s.grains * s.grain;
+            int first = c * s.chunk, t = std::min(s.chunk, n - first);
             Product p = {&w, t, gated, r.i[0], ints, has(r.b), r.f[0], vector(r.w[1])};
             if (p.bias) p.bias += g * w.n / groups;
             for (int j = 0; j < t; j++) {
-                size_t s = static_cast<size_t>(j);
-                if (ints) o.q[s] = qrow(quants, static_cast<int64_t>(first + j) * groups + g, w.k);
-                else o.x[s] = at(r.a, first + j) + g * in;
-                o.y[s] = at(r.y, first + j) + g * out + p0 * NR;
-                if (has(r.b)) o.residual[s] = at(r.b, first + j) + g * out + p0 * NR;
+                size_t at_j = static_cast<size_t>(j);
+                if (ints) o.q[at_j] = qrow(quants, static_cast<int64_t>(first + j) * groups + g, w.k);
+                else o.x[at_j] = input(first + j) + g * in;
+                o.y[at_j] = at(r.y, first + j) + g * out + p0 * NR;
+                if (has(r.b)) o.residual[at_j] = at(r.b, first + j) + g * out + p0 * NR;
             }
-            for (int q = p0; q < std::min(p0 + grain, panels); q++)
-                product(o, p, (g * panels + q) * (1 + gated), q * NR, std::min(NR, columns - q * NR));
+            products(o, p, g * s.panels, p0, std::min(p0 + s.grain, s.panels), columns);
         }
+        look_ahead(index, id);
     }
 
     // ---- experts -----------------------------------------------------------------------------------------------------------------
@@ -147,8 +189,7 @@ struct Run {
                     else o.x[s] = input(slot).second;
                     o.y[s] = output(slot) + p0 * NR;
                 }
-                for (int q = p0; q < std::min(p0 + grain, panels); q++)
-                    product(o, p, e * panels * (1 + gated) + q * (1 + gated), q * NR, std::min(NR, columns - q * NR));
+                products(o, p, e * panels, p0, std::min(p0 + grain, panels), columns);
             }
         }
         plan.team->barrier();
@@ -463,23 +504,33 @@ struct Run {
         }
     }
 
-    void by_rows(size_t index, const Record &r) {
-        int n = rows(r), grain = n > 4 * PAGE ? PAGE : 1; // the keys of one page share their cache lines
-        for (int first; (first = take(index, 0, grain)) < n;) {
-            if (r.op == APPEND) append(r, first, std::min(n, first + grain));
-            else for (int row = first; row < std::min(n, first + grain); row++) by_row(r, row);
-        }
+    void by_rows(size_t from, size_t to) {
+        const Record *r = &plan.records[from];
+        int n = rows(*r), grain = n > 4 * PAGE ? PAGE : 1; // the keys of one page share their cache lines
+        for (int first; (first = take(from, 0, grain)) < n;)
+            for (size_t i = from; i < to; i++) {
+                int last = std::min(n, first + grain);
+                if (plan.records[i].op == APPEND) append(plan.records[i], first, last);
+                else for (int row = first; row < last; row++) by_row(plan.records[i], row);
+            }
     }
 
     void work(int id) {
         auto then = std::chrono::steady_clock::now();
-        for (size_t i = 0; i < plan.records.size(); i++) {
+        const Record *norm = nullptr; // left to the linear behind it
+        for (size_t i = 0, end; i < plan.records.size(); i = end) {
             const Record &r = plan.records[i];
-            if (r.op == LINEAR) linear(i, r, id);
+            end = seconds ? i + 1 : plan.past[i];
+            if (!seconds && end == i + 1 && plan.fused[i] && rows(r) <= 2) {
+                norm = &r;
+                continue;
+            }
+            if (r.op == LINEAR) linear(i, r, id, norm);
             else if (r.op == EXPERTS) experts(i, r, id);
             else if (r.op == ATTEND) attend(i, r, id);
-            else by_rows(i, r);
-            plan.team->barrier();
+            else by_rows(i, end);
+            norm = nullptr;
+            plan.team->barrier(&own[static_cast<size_t>(id)].ahead);
             if (!seconds || id) continue;
             auto now = std::chrono::steady_clock::now();
             seconds[i] += std::chrono::duration<double>(now - then).count();

@@ -51,13 +51,15 @@ struct Batch {
     int32_t sequences;
 };
 
+struct Ahead { const uint8_t *from = nullptr, *to = nullptr; }; // what a thread reads next: fetched while it waits for the others
+
 class Team { // the calling thread and n - 1 others, which spin a bounded time and then sleep
   public:
     explicit Team(int n);
     ~Team();
     using Work = void (*)(void *, int);
     bool run(Work work, void *arg); // false in a forked child, where the threads are gone
-    void barrier();
+    void barrier(Ahead *ahead = nullptr);
     const int size;
     std::mutex busy;
 
@@ -81,11 +83,12 @@ inline int64_t qrow_bytes(int k) { int64_t p = round_up(k, KB); return round_up(
 inline bool quantised(const Weight &w) { return w.kind != VECTOR && layout(w.kind).bits > 0; }
 
 struct Own { // one thread's scratch
-    std::vector<float> sums, scores, tile, o, parts;
+    std::vector<float> sums, scores, tile, o, parts, normed;
     std::vector<const float *> x, residual;
     std::vector<float *> y;
     std::vector<QRow> q;
     std::vector<uint8_t> quants;
+    Ahead ahead;
 };
 
 struct Run; // a step under way
@@ -109,11 +112,14 @@ class Plan {
     std::string check(const Record &r) const;
     std::string check_pages(const Batch &b, const Record &r) const;
     void allocate();
+    void join();
     std::string check_batch(const Batch &b) const;
     std::vector<std::vector<float>> storage;
     std::vector<uint8_t> shared;          // quantised rows, expert slots, attention parts
     std::vector<Own> own;
     std::vector<std::atomic<int>> next;    // COUNTERS per record
+    std::vector<size_t> past, following;   // per record: the end of its run of records that look at one row alone; the next linear
+    std::vector<bool> fused;               // norms that each thread works out for itself where rows are few
 };
 
 const Kernels *kernels_named(const char *name); // null or "": the best that this machine runs

@@ -79,19 +79,33 @@ INLINE vf below(vf x, vf y, float limit, float then) { EACH y.v[i] = x.v[i] < sp
 INLINE vf maximum(vf a, vf b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 INLINE vf magnitude(vf a) { EACH a.v[i] = (nf)((ni)a.v[i] & 0x7fffffff); return a; }
 INLINE vf to_float(vi a) { vf r; EACH r.v[i] = __builtin_convertvector(a.v[i], nf); return r; }
+#if defined(__AVX2__)
+INLINE __m128 halved(__m256 a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
 INLINE float total(vf a) { // fixed order: halves onto halves
+    __m128 t = halved(_mm256_add_ps((__m256)a.v[0], (__m256)a.v[1]));
+    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
+}
+INLINE float largest(vf a) {
+    __m256 m = _mm256_max_ps((__m256)a.v[0], (__m256)a.v[1]);
+    __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+}
+#else
+INLINE float total(vf a) {
     float t[NR];
     store(t, a);
     for (int w = NR / 2; w; w /= 2) for (int i = 0; i < w; i++) t[i] += t[i + w];
     return t[0];
 }
 INLINE float largest(vf a) {
-    float t[NR], m;
+    float t[NR];
     store(t, a);
-    m = t[0];
-    for (int i = 1; i < NR; i++) m = t[i] > m ? t[i] : m;
-    return m;
+    for (int w = NR / 2; w; w /= 2) for (int i = 0; i < w; i++) t[i] = t[i + w] > t[i] ? t[i + w] : t[i];
+    return t[0];
 }
+#endif
 
 INLINE vf from_bf16(const uint16_t *p) {
     vf r;

@@ -65,7 +65,7 @@ bool Team::run(Work w, void *a) {
     return true;
 }
 
-void Team::barrier() {
+void Team::barrier(Ahead *ahead) {
     if (size == 1) return;
     uint32_t now = turn.load(std::memory_order_acquire);
     if (arrived.fetch_add(1, std::memory_order_acq_rel) == static_cast<uint32_t>(size - 1)) {
@@ -74,7 +74,10 @@ void Team::barrier() {
         return;
     }
     for (int spins = 0; turn.load(std::memory_order_acquire) == now; spins++) {
-        if (spins < 2000) pause_once();
+        if (ahead && ahead->from < ahead->to) {
+            __builtin_prefetch(ahead->from, 0, 2);
+            ahead->from += 64;
+        } else if (spins < 2000) pause_once();
         else sched_yield(); // fewer cores than threads: let the others come
     }
 }
