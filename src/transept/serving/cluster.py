@@ -20,7 +20,7 @@ def application(settings: Settings, *, replicas: int = 2, cores: float = 1) -> A
     if replicas < 1 or cores <= 0:
         raise InputError(f"a cluster has one replica or more with some cores for each, found {replicas} with {cores}")
     try:
-        from ray import serve
+        from ray import serve  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SourceError("a cluster is run by Ray Serve, which is not installed: pip install 'transept[cluster]'") from None
 
