@@ -56,7 +56,7 @@ def recipe(name: str) -> Callable[..., Run]:
     if not callable(found):
         names = [n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__ and n[0] != "_"]
         raise ConfigError(f"{where} has no recipe {function!r}{nearest(function, names)}; it has {', '.join(names)}")
-    return found
+    return found  # pyright: ignore[reportReturnType]
 
 
 def _file(path: Path) -> Any:
