@@ -69,10 +69,14 @@ test: .venv/.test .venv/.native .venv/.browser  ## run every check, long counts 
 reliability: .venv/.test .venv/.native .venv/.browser  ## run the long checks at their full counts and write docs/reliability.md
 	@TRANSEPT_FULL=1 $(BIN)/python tools/reliability.py < /dev/null
 
-ifneq ($(wildcard benchmarks/run.py),)
-bench: .venv/.test .venv/.native  ## measure against the peers on this machine
+# llama.cpp is compiled for this machine, about ten minutes on two cores
+.venv/.bench: .venv/.test
+	@echo "the libraries that are measured beside ours"
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $(INSTALL) -e '.[bench]' 2>&1 | $(BRIEF)
+	@touch $@
+
+bench: .venv/.bench .venv/.native  ## measure against the peers on this machine and write docs/results.md
 	@$(BIN)/python benchmarks/run.py < /dev/null
-endif
 
 gates: .venv/.test  ## measure the source against its limits
 	@$(BIN)/python tools/gates.py < /dev/null

@@ -149,7 +149,7 @@ def model_file(folder: Path, limit: int = 300) -> Gate:
     return _largest("model file", {path.relative_to(folder).as_posix(): _lines(path) for path in python_files(pages)}, limit, "lines")
 
 
-def library_lines(folder: Path, limit: int = 24_000) -> Gate:
+def library_lines(folder: Path, limit: int = 36_000) -> Gate:
     """All lines of the library, blank ones and comments included."""
     return Gate("core library", sum(map(_lines, python_files(folder))), limit, "lines")
 
