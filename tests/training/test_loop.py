@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +103,8 @@ for name in ("plain", "compiled"):
 
 
 @pytest.mark.serial
+@pytest.mark.reliability
+@pytest.mark.skipif(not FULL, reason="compiles for half a minute; runs under make reliability (TRANSEPT_FULL=1)")
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     # In a process of its own, without the type checker, which cannot be compiled.
     done = subprocess.run([sys.executable, "-c", COMPILED, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -199,42 +200,6 @@ def test_wrong_settings_and_data_are_told_with_the_nearest() -> None:
     for compiled in (False, True):
         with pytest.raises(InputError, match="token id 77 is outside the vocabulary of 32"):
             Loop(Run(small(), Causal(), Windows(torch.full((20,), 77), 8), settings(compile=compiled))).train()
-
-
-RANKS = '''
-import json, sys, torch
-from pathlib import Path
-from transept.evaluation.invariants import Noisy, documents, small
-from transept.training.loop import Loop
-from transept.training.objectives.causal import Causal
-from transept.training.ranks import joined
-from transept.training.run import Judging, Loading, Optim, Run, Saving, Settings
-torch.set_num_threads(1)
-with joined() as ranks:
-    ids = torch.cat(documents(40, 0))
-    source = Noisy(ids, 8)
-    settings = Settings(steps=5, optim=Optim(lr=1e-2), loading=Loading(batch=7, micro=2), judging=Judging(every=2, source="held"))
-    Loop(Run(small(), Causal(), source, settings, eval={"held": source}), Path(sys.argv[1]), ranks=ranks).train()
-'''
-
-
-@pytest.mark.serial
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", "--no-python"]
-    line += [sys.executable, "-c", RANKS]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*line, str(tmp_path / "two")], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    done = subprocess.run([sys.executable, "-c", RANKS, str(tmp_path / "one")], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    logs = [read(tmp_path / name / "log.jsonl") for name in ("one", "two")]
-    for key in ("loss", "norm", "held.loss"):
-        one, two = ([line[key] for line in log if key in line] for log in logs)
-        assert one and one == pytest.approx(two, abs=1e-6)
-    one, two = (state.latest(tmp_path / name / "checkpoints")[0] for name in ("one", "two"))
-    assert one is not None and two is not None
-    for name, tensor in one.tensors["model"].items():
-        assert near(name, tensor, two.tensors["model"][name], 1e-5), name
 
 
 def test_a_log_cut_short_and_a_full_disk_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
