@@ -37,8 +37,8 @@ with joined() as ranks:
             split(model, mesh(2)["tensor"])
             own = Ranks(first=ranks.first)  # both see all the data
         source = Noisy(torch.cat(documents(40, 0)), 8)
-        settings = Settings(steps=5, optim=Optim(lr=1e-2), loading=Loading(batch=7, micro=2), judging=Judging(every=2, source="held"), ema=0.5,
-                            saving=Saving(every=3, keep=9))
+        settings = Settings(steps=5, optim=Optim(lr=1e-2), loading=Loading(batch=7, micro=2), ema=0.5,
+                            judging=Judging(every=2, source="held"), saving=Saving(every=3, keep=9))
         loop = Loop(Run(model, Causal(), source, settings, eval={"held": source}), folder, ranks=own)
         if (folder / "checkpoints").exists():
             restore(loop, folder)
@@ -53,7 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable]
     for line, ways in (([], ("alone",)), (two, WAYS)):
-        done = subprocess.run([sys.executable, *line, "-c", PROGRAM, str(place), *ways], env=env, capture_output=True, text=True, check=False)
+        command = [sys.executable, *line, "-c", PROGRAM, str(place), *ways]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         for how in WAYS if ways == ("alone",) else ():
             shutil.copytree(place / "alone" / "checkpoints" / "step-00000003", place / how / "checkpoints" / "step-00000003")
