@@ -23,7 +23,7 @@ from transept.inference.generation import Generation, Piece
 from transept.inference.plan.file import Maker, PlanFile, PlanRefused, describe, open_plan, write
 from transept.inference.plan.steps import Loop, Steps, pages_of
 from transept.inference.sampling import Sampling
-from transept.inference.talk import Talk
+from transept.talk import Talk
 
 if TYPE_CHECKING:
     from transept.door import Model
@@ -100,8 +100,8 @@ def load(
     """A model from a folder, a GGUF file, a bundled name or a hub id.
 
     Where `compile_model` left a plan file, a decoder answers from it without torch; a file that does not fit is told of and made again.
-    `keep_plan` leaves one at the first use (default: the environment's TRANSEPT_KEEP_PLAN=1). The other arguments and the errors are
-    those of `transept.door.load`.
+    `keep_plan` leaves one at the first use (default: the environment's TRANSEPT_KEEP_PLAN=1); False neither writes nor reads one. The
+    other arguments and the errors are those of `transept.door.load`.
     """
     plain = str(dtype or "torch.float32") == "torch.float32" and str(device or "cpu") == "cpu" and not ignore and native.available()
     keep = os.environ.get("TRANSEPT_KEEP_PLAN") == "1" if keep_plan is None else keep_plan

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from transept.blocks.seq2seq import EncoderDecoder
 from transept.checkpoints import load as reader
 from transept.checkpoints.atomic import atomic
+from transept.checkpoints.quantized import Stored
 from transept.checkpoints.save import form_for
 from transept.checkpoints.save import save as write
 from transept.core.errors import InputError
@@ -29,8 +30,8 @@ from transept.inference.plan import Lowerable, NativeEncoder, NativeModel
 from transept.inference.pooling import Pooling
 from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
-from transept.inference.talk import Talk
 from transept.inspection.card import Card, card
+from transept.talk import Talk
 
 Prompt = str | Sequence[int] | torch.Tensor
 
@@ -294,8 +295,11 @@ def tokenizer_of(source: reader.Source) -> Tokenizer | None:
     return Tokenizer.from_folder(source.path) if any((source.path / name).exists() for name in named) else None
 
 
-def save(m: Model, folder: str | Path) -> Path:
-    """Writes a folder that Hugging Face transformers loads as it is, and that `load` gives back with equal numbers."""
+def save(m: Model, folder: str | Path, *, coded: Mapping[str, Stored] | None = None) -> Path:
+    """Writes a folder that Hugging Face transformers loads as it is, and that `load` gives back with equal numbers.
+
+    With the `coded` parameters that `adapters.quantize` returned, the folder holds these bytes, and only `load` reads it.
+    """
     form = form_for(m.family, m.spec, m.form)
     ends = list(m.ends)
     # Readers of an encoder-decoder put its padding into its table, so there "none" is said too.
@@ -308,7 +312,7 @@ def save(m: Model, folder: str | Path) -> Path:
             "eos_token_id": (ends[0] if len(ends) == 1 else ends) or None,
             "pad_token_id": m.tokenizer.pad_id,
         }
-    written = write(m.model, m.family, form, m.spec, folder, extra)
+    written = write(m.model, m.family, form, m.spec, folder, extra, coded)
     if m.pooling is not None:
         m.pooling.write(written, getattr(m.spec, "dim", 0))
     if m.rules.start is not None:

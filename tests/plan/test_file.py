@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def quiet(folder: Path, **options: object) -> object:
     "sampling",
     [{}, {"temperature": 0.8, "seed": 3, "top_k": 20, "min_p": 0.02}, {"temperature": 1.3, "seed": 2**40 + 1, "repetition_penalty": 1.3}],
 )
-def test_a_plan_file_says_what_its_model_says(made: tuple[Path, Path], sampling: dict[str, float]) -> None:
+def test_a_plan_file_says_what_its_model_says(made: tuple[Path, Path], sampling: dict[str, Any]) -> None:
     m = quiet(made[0])
     assert isinstance(m, Compiled)
     assert m.generate(PROMPT, max_tokens=20, **sampling).ids == tokens(made[0], **sampling)

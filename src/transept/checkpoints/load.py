@@ -13,6 +13,7 @@ from torch import nn
 
 from transept.checkpoints.find import Progress, find
 from transept.checkpoints.gguf import open_gguf
+from transept.checkpoints.quantized import open_quantized, own_names, split
 from transept.checkpoints.safetensors import open_safetensors
 from transept.checkpoints.shards import open_sharded
 from transept.checkpoints.tensorfile import TensorFile, strict_json
@@ -36,6 +37,16 @@ class Source:
     spec: Spec
     config: Mapping[str, Any]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, str] | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether its matrices may lie in stored forms that a plan runs as they are: a GGUF file, or a folder of our own."""
+        return self.path.suffix == ".gguf" or self.kinds is not None
+
+    def names(self, file: TensorFile) -> Any:
+        """The weight map of its file."""
+        return own_names(file) if self.kinds is not None else self.form.names
 
     def empty(self) -> nn.Module:
         """The model without numbers, on the meta device."""
@@ -44,6 +55,8 @@ class Source:
 
     def open(self) -> TensorFile:
         """The weight file or its shards."""
+        if self.kinds is not None:
+            return open_quantized(self.path, self.kinds)
         return open_gguf(self.path) if self.path.suffix == ".gguf" else _open_weights(self.path)
 
 
@@ -52,7 +65,7 @@ def check(source: Source) -> None:
     shapes = {name: tuple(t.shape) for name, t in source.empty().state_dict().items()}
     file = source.open()
     try:
-        for _ in source.form.names.load(_Shapes(file), source.spec, shapes):
+        for _ in source.names(file).load(_Shapes(file), source.spec, shapes):
             pass
     finally:
         file.close()
@@ -65,12 +78,12 @@ def describe(source: str | Path, ignore: Sequence[str] = (), progress: Progress 
     """
     path = find(source, progress)
     if path.is_dir():
-        config = read_json(path / "config.json")
+        config, kinds = split(path / "config.json", read_json(path / "config.json"))
         declared = config.get("architectures") or []
         if not isinstance(declared, list) or len(declared) != 1:
             raise ConfigError(f"{path / 'config.json'} should declare one architecture in 'architectures', found {declared!r}")
         family, form = by_architecture(str(declared[0]))
-        return Source(path, family, form, _spec(path / "config.json", family, form, config, ignore), config)
+        return Source(path, family, form, _spec(path / "config.json", family, form, config, ignore), config, kinds=kinds)
     if path.suffix != ".gguf":
         raise SourceError(f"{path} is neither a folder with config.json nor a .gguf file")
     file = open_gguf(path)
@@ -102,7 +115,7 @@ def load(
     file = source.open()
     try:
         kind = dtype or _dtype(file, where)
-        for done, (name, tensor) in enumerate(source.form.names.load(_Guarded(file), source.spec, shapes), 1):
+        for done, (name, tensor) in enumerate(source.names(file).load(_Guarded(file), source.spec, shapes), 1):
             _assign(model, name, tensor, kind, where)
             if progress is not None:
                 progress(done, len(shapes))

@@ -11,6 +11,7 @@ from torch import nn
 
 from transept.checkpoints.atomic import atomic
 from transept.checkpoints.load import dumps
+from transept.checkpoints.quantized import Stored, write_quantized
 from transept.checkpoints.shards import write_sharded
 from transept.core.errors import ConfigError
 from transept.core.registry import Family, Published
@@ -28,16 +29,23 @@ def form_for(family: Family, spec: Spec, loaded: Published | None = None) -> Pub
     raise ConfigError(f"no published form of the family {family.name} can say this Spec")
 
 
-def save(model: nn.Module, family: Family, form: Published, spec: Spec, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+def save(model: nn.Module, family: Family, form: Published, spec: Spec, folder: str | Path, extra: Mapping[str, Any] | None = None,
+         coded: Mapping[str, Stored] | None = None) -> Path:  # fmt: skip
     """Writes config.json and the weights (sharded above 5 GB) in a published form; `extra` adds inert fields such as bos_token_id.
+
+    With `coded`, the stored forms of some parameters, the weights lie in the form of `checkpoints.quantized`, which only `load` reads.
 
     Each file appears whole or not at all, the configuration last. Returns the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     native = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    weights = form.names.save(native, spec)
-    write_sharded(folder, weights, metadata={"format": "pt"})
+    said: dict[str, Any] = {}
+    if coded is None:
+        weights = form.names.save(native, spec)
+        write_sharded(folder, weights, metadata={"format": "pt"})
+    else:
+        weights, said = native, write_quantized(folder, native, coded)
     kind = max(weights.values(), key=torch.Tensor.numel).dtype
     config = {
         **(extra or {}),
@@ -45,6 +53,7 @@ def save(model: nn.Module, family: Family, form: Published, spec: Spec, folder: 
         "architectures": [form.architecture],
         "model_type": form.model_type,
         "dtype": str(kind).removeprefix("torch."),
+        **said,
     }
     with atomic(folder / "config.json") as out:
         out.write(dumps(config).encode())

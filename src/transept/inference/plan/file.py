@@ -185,11 +185,11 @@ class _Payload:
 
     def add(self, data: NDArray[np.uint8]) -> Section:
         # A matrix that is both the embedding and the head is stored once.
-        name = hashlib.sha256(data).digest()
+        name = hashlib.sha256(data.data).digest()
         if name in self.known:
             return self.known[name]
         gap = -self.at % (PAGE if data.nbytes >= PAGE else 64)
-        self.parts += [bytes(gap), memoryview(np.ascontiguousarray(data))]
+        self.parts += [bytes(gap), np.ascontiguousarray(data).data]
         section = Section(at=self.at + gap, nbytes=data.nbytes)
         self.at = section.at + data.nbytes
         self.known[name] = section
@@ -236,7 +236,8 @@ def open_plan(path: Path, sources: Sequence[Path], *, fast: bool) -> PlanFile:
         header, start = _header(path, data)
         _fits(path, header, fast)
         with ThreadPoolExecutor(2) as pool:
-            pieces = pool.map(lambda at: hashlib.sha256(data[at : at + PIECE]).hexdigest(), range(start, start + header.size, PIECE))
+            begins = range(start, start + header.size, PIECE)
+            pieces = pool.map(lambda at: hashlib.sha256(data[at : at + PIECE].data).hexdigest(), begins)
             _same(path, header, sources)
             if tuple(pieces) != header.pieces:
                 raise PlanRefused(f"the plan file {path} is damaged: its numbers do not have the sha256 that it declares")

@@ -29,7 +29,7 @@ class Lowerable:
     def __init__(self, source: Source, load: Callable[[], nn.Module], *, fast: bool = False):
         self.source, self.load, self.fast = source, load, fast
         # A GGUF file's numbers are run as they are stored; its module, four times as large, is made only for who asks.
-        self.module: nn.Module | None = None if source.path.suffix == ".gguf" else load()
+        self.module: nn.Module | None = None if source.stored else load()
         if self.module is None:
             check(source)
         self.opened = False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
 from transept import native
-from transept.checkpoints.gguf import open_gguf
 from transept.checkpoints.load import Source
 from transept.core.errors import CheckpointError, NumericsError
 from transept.core.shapes import Tensor
@@ -43,13 +42,14 @@ class ModuleWeights:
 
 
 class StoredWeights:
-    """The rows of a GGUF file as they lie there, under the native names of its family's map."""
+    """The rows of a file with stored forms (GGUF, or a folder of our own) as they lie there, under their native names."""
 
     def __init__(self, source: Source):
-        if source.path.suffix != ".gguf":
-            raise CheckpointError(f"{source.path} is no GGUF file: its numbers are taken from the loaded module")
-        self.source, self.file = source, open_gguf(source.path)
-        names = source.form.names
+        file: Any = source.open()
+        if not source.stored:
+            raise CheckpointError(f"{source.path} holds no stored forms: its numbers are taken from the loaded module")
+        self.source, self.file = source, file
+        names = source.names(file)
         self.bonds = {name: bond for bond in names.bonds(source.spec) for name in bond.native}
 
     def matrix(self, name: str) -> native.Raw:
@@ -80,8 +80,8 @@ def finite(source: Source, key: str, value: Tensor) -> None:
 
 
 def weights_of(model: nn.Module | None, source: Source | None) -> Weights:
-    """The file's own numbers where there is a GGUF file, else the module's."""
-    if source is not None and source.path.suffix == ".gguf":
+    """The file's own numbers where they lie in stored forms, else the module's."""
+    if source is not None and source.stored:
         return StoredWeights(source)
     if model is None:
         raise CheckpointError("there is neither a GGUF file nor a loaded module to take numbers from")
