@@ -23,7 +23,7 @@ RUNS = {
     "translation-60": [f"{TRANSLATE}:transformer", "--minutes=60", "--set=layers=4", "--set=dropout=0.25"],
     "translation-paper-20": [f"{TRANSLATE}:transformer", "--minutes=20", "--set=order=post"],
     "translation-gru-20": [f"{TRANSLATE}:recurrent", "--minutes=20"],
-    "translation-gru-blind-20": [f"{TRANSLATE}:recurrent", "--minutes=20", "--set=look=none"],
+    "translation-gru-blind-20": [f"{TRANSLATE}:recurrent", "--minutes=20", "--set=look=blind"],
     "sentiment-full": [SENTIMENT, "--set=tune=full"],
     "sentiment-bitfit": [SENTIMENT, "--set=tune=bitfit"],
     "sentiment-lora": [SENTIMENT, "--set=tune=lora"],
