@@ -1,7 +1,10 @@
 """Character language models on Shakespeare.
 
-    transept train recipes.gpt:shakespeare --minutes 3        # 2 cores; expected: see docs/results.md
-    transept train recipes.gpt:shakespeare --set dim=256 --set layers=6 --minutes 15
+    transept train recipes.gpt:shakespeare --minutes 3 --set compile=true        # wants a C++ compiler
+    transept train recipes.gpt:shakespeare --set dim=256 --set layers=6 --set context=256 --minutes 15
+
+Measured once, on 2 cores with AVX2 in float32 (about 10,000 characters a second), seed 0, optim.muon=0.02: 1.571 nats per character on the
+whole held-out tenth after 3 minutes of training (1,482 updates, compiled). Not yet measured: 15 and 30 minutes.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def write_on(model: nn.Module, prompt: torch.Tensor, many: int, context: int, se
     return ids[0].tolist()
 
 
-def shakespeare(*, data: str = "", dim: int = 128, layers: int = 4, heads: int = 4, ffn: int = 512, context: int = 256, batch: int = 16,
+def shakespeare(*, data: str = "", dim: int = 128, layers: int = 4, heads: int = 2, ffn: int = 512, context: int = 128, batch: int = 8,
                 seed: int = 0) -> Run:  # fmt: skip
     """Next character; the whole last tenth of the text is held out, in windows of the training length. Measure: nats per character."""
     text = read(Path(data) if data else find("tinyshakespeare/input.txt.xz", WHERE))
@@ -93,7 +96,7 @@ def shakespeare(*, data: str = "", dim: int = 128, layers: int = 4, heads: int =
         return characters.decode(write_on(model, characters.encode("ROMEO:\n"), 400, context))
 
     settings = Settings(
-        steps=2000, seed=seed, loading=Loading(batch=batch), optim=Optim(lr=3e-3, betas=(0.9, 0.95), decay=0.0, muon=0.02, clip=0.0),
+        steps=2000, seed=seed, loading=Loading(batch=batch), optim=Optim(lr=5e-3, betas=(0.9, 0.95), decay=0.0, muon=0.03, clip=0.0),
         schedule=Schedule(shape=Shape.LINEAR, warmup=0.02, floor=0.0), judging=Judging(every=500, source="held-out"),
     )  # fmt: skip
     return Run(model, Causal(), Windows(train, context, vocab=vocab), settings, eval={"held-out": Windows(held, context, context)},
