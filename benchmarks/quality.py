@@ -158,8 +158,9 @@ def main() -> None:
             if name == "float32":
                 want = torch.from_numpy(logits).log_softmax(-1)
             scores[name].add(logits, want, ids, taken)
-        if number == 0:
-            print(f"first window: { {name: round(score.record()['kl'], 6) for name, score in scores.items()} }", flush=True)
+        if number % 8 == 0:
+            so_far = {name: round(score.record()["kl"], 6) for name, score in scores.items()}
+            print(f"mean KL after {scores['float32'].tokens} tokens: {so_far}", flush=True)
     print(f"{'':24}{'perplexity':>12}{'mean KL':>12}{'same token':>12}{'tokens/s':>10}")
     for name, score in scores.items():
         r = score.record()
