@@ -95,8 +95,9 @@ def shakespeare(*, data: str = "", dim: int = 128, layers: int = 4, heads: int =
         (folder / "characters.json").write_text(json.dumps(characters.table), encoding="utf-8")
         return characters.decode(write_on(model, characters.encode("ROMEO:\n"), 400, context))
 
+    optim = Optim(lr=5e-3, betas=(0.8, 0.95), decay=0.0, muon=0.02, momentum=0.9, clip=0.0)
     settings = Settings(
-        steps=2000, seed=seed, loading=Loading(batch=batch), optim=Optim(lr=5e-3, betas=(0.9, 0.95), decay=0.0, muon=0.03, clip=0.0),
+        steps=2000, seed=seed, loading=Loading(batch=batch), optim=optim,
         schedule=Schedule(shape=Shape.LINEAR, warmup=0.02, floor=0.0), judging=Judging(every=500, source="held-out"),
     )  # fmt: skip
     return Run(model, Causal(), Windows(train, context, vocab=vocab), settings, eval={"held-out": Windows(held, context, context)},
