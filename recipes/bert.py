@@ -5,7 +5,7 @@
     transept train recipes.bert:tiny --set rate=0.4                        # another share of masks
     transept train recipes.bert:electra --minutes 20                       # a generator's words to be found
 
-The corpus is 1.0 million words (BERT's: 3,300 million). A pair is two stretches of a book, the second following the first or taken from
+The corpus is 0.92 million words (BERT's: 3,300 million). A pair is two stretches of a book, the second following the first or taken from
 another book; the last tenth of each book is held out. Expected: next sentence > 80 % on held-out text (not yet measured).
 """
 

@@ -28,7 +28,7 @@ answers = st.lists(st.sampled_from(["The", "a", "cat", "cat,", "Cat's", "an", "â
 
 
 @given(classes)
-@settings(max_examples=count(2000))
+@settings(max_examples=count(500))
 def test_classes_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     found, true = ([p[i] for p in pairs] for i in (0, 1))
     assert accuracy(found, true) == pytest.approx(sk.accuracy_score(true, found))
@@ -39,7 +39,7 @@ def test_classes_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
 
 
 @given(numbers)
-@settings(max_examples=count(2000))
+@settings(max_examples=count(500))
 def test_correlations_are_scipys(pairs: list[tuple[int, float]]) -> None:
     found, true = [float(p[0]) for p in pairs], [p[1] for p in pairs]
     if np.ptp(found) == 0 or np.ptp(true) < 1e-3:
@@ -53,7 +53,7 @@ tags = st.lists(st.sampled_from(["O", "B-person", "I-person", "B-group", "I-grou
 
 
 @given(st.lists(tags, min_size=1, max_size=4), st.integers(0, 2**31))
-@settings(max_examples=count(2000))
+@settings(max_examples=count(500))
 def test_entities_are_seqevals(true: list[list[str]], seed: int) -> None:
     draw = np.random.default_rng(seed)
     found = [[t if draw.random() < 0.7 else str(draw.choice(["O", "B-person", "I-group"])) for t in sentence] for sentence in true]
@@ -95,7 +95,7 @@ def theirs(found: dict[str, str], questions: list[squad.Question]) -> dict[str, 
 
 
 @given(answers, st.lists(answers, min_size=1, max_size=3))
-@settings(max_examples=count(4000))
+@settings(max_examples=count(1000))
 def test_squad_is_the_official_script(a: list[str], true: list[list[str]]) -> None:
     found, texts = " ".join(a), [" ".join(b) for b in true]
     if not squad.normalised(found) or not all(map(squad.normalised, texts)):

@@ -26,7 +26,7 @@ from transept.evaluation.perplexity import Foreseen, foresee, windows
 
 
 @given(st.integers(2, 80), st.integers(2, 30), st.integers(1, 29))
-@settings(max_examples=count(3000))
+@settings(max_examples=count(1000))
 def test_windows_score_every_token_once(length: int, context: int, stride: int) -> None:
     if stride >= context:
         with pytest.raises(InputError, match="stride"):

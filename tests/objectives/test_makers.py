@@ -91,7 +91,7 @@ def test_answers_need_room() -> None:
 
 
 @given(texts, seeds)
-@settings(max_examples=count(2000))
+@settings(max_examples=count(1000))
 def test_spans_put_back_give_the_text(text: list[int], seed: int) -> None:
     """T5: filling each sentinel of the source by what the target says of it gives the text; a seventh of it is gone."""
     sentinels = range(100, 140)
@@ -109,7 +109,7 @@ def test_spans_put_back_give_the_text(text: list[int], seed: int) -> None:
 
 
 @given(texts, seeds)
-@settings(max_examples=count(2000))
+@settings(max_examples=count(1000))
 def test_infilling_keeps_the_rest_in_order(text: list[int], seed: int) -> None:
     """BART: between the masks stand pieces of the text in their order, and at most the share asked for is gone."""
     read = denoising.infilled(text, 99, draw(seed))
