@@ -37,7 +37,7 @@ with joined() as ranks:
             split(model, mesh(2)["tensor"])
             own = Ranks(first=ranks.first)  # both see all the data
         source = Noisy(torch.cat(documents(40, 0)), 8)
-        settings = Settings(steps=5, optim=Optim(lr=1e-2), loading=Loading(batch=7, micro=2), ema=0.5,
+        settings = Settings(steps=6, optim=Optim(lr=1e-2), loading=Loading(batch=7, micro=2), ema=0.5,
                             judging=Judging(every=2, source="held"), saving=Saving(every=3, keep=9))
         loop = Loop(Run(model, Causal(), source, settings, eval={"held": source}), folder, ranks=own)
         if (folder / "checkpoints").exists():
@@ -48,7 +48,7 @@ with joined() as ranks:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five updates by one process; and in each way two processes that go on from its third."""
+    """Six updates by one process; and in each way two processes that go on from its third."""
     place = tmp_path_factory.mktemp("runs")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable]
@@ -69,7 +69,7 @@ def test_two_processes_go_on_from_what_one_saved_and_learn_what_it_learns(how: s
         one, two = ([line[key] for line in log if key in line and line["step"] > 3] for log in logs)
         assert len(one) == len(two) >= 1 and one == pytest.approx(two, abs=2e-6), key
     one, two = (state.latest(runs / name / "checkpoints")[0] for name in ("alone", how))
-    assert one is not None and two is not None and one.step == two.step == 5
+    assert one is not None and two is not None and one.step == two.step == 6
     for group, tensors in one.tensors.items():
         assert set(tensors) == set(two.tensors[group])
         for name, tensor in tensors.items():

@@ -150,7 +150,7 @@ def _train(run: Run, folder: Path, about: str, args: argparse.Namespace, ranks: 
     said = _kept(loop, result, folder)
     if ranks.first:
         _end(loop, result, folder, said, time.perf_counter() - begin)
-        if loop.saved != result.step:
+        if loop.lost:
             raise SourceError(f"the state of step {result.step} could not be saved below {folder}; the checkpoint before it stays")
     return 128 + result.signal if result.signal else 0
 

@@ -69,6 +69,7 @@ class Loop:
         self.log: Log | None = None
         self.random: Any = None
         self.frozen_hash: str | None = None
+        self.lost = False
         self.last_save = time.monotonic()
 
     def train(self) -> Result:
@@ -199,12 +200,14 @@ class Loop:
         if self.folder is None or self.saved == self.step:
             return
         found = snapshot(self)
+        # Set in every process, so that all agree on whether this step still asks for a gathering of the state.
+        self.saved, self.lost = self.step, False
         if self.ranks.first:
             try:
                 state.save(self.folder / "checkpoints", found)
                 state.prune(self.folder / "checkpoints", self.settings.saving.keep, self.judge.best_step)
-                self.saved = self.step
             except OSError as e:
+                self.lost = True
                 self._say(f"step {self.step} could not be saved: {e.strerror or e}; the checkpoint before it stays", "not_saved")
         self.last_save = time.monotonic()
         self.ranks.wait()
