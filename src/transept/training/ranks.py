@@ -34,17 +34,21 @@ class Ranks:
                     work.wait()
 
     def agree(self, value: float, device: torch.device) -> float:
-        """The largest of all processes' numbers: a clock or a signal seen by one of them is seen by all."""
-        if self.world == 1:
+        """The largest of all processes' numbers, also of those that share a model: a clock or a signal seen by one is seen by all."""
+        if not _together():
             return value
         shared = torch.tensor(value, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return float(shared)
 
     def wait(self) -> None:
         """Returns when every process has come here."""
-        if self.world > 1:
-            dist.barrier(group=self.group)
+        if _together():
+            dist.barrier()
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager
