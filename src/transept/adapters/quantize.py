@@ -106,7 +106,7 @@ def quantize(
             if not torch.isfinite(rows).all():
                 raise NumericsError(f"the parameter {name!r} holds numbers that are not finite, so it cannot be rounded")
             inner = seen.get(name.rpartition(".")[0])
-            coded = _nearest(which, rows) if calibrate is None else _careful(FORMS[which], rows, inner)
+            coded = _nearest(which, rows) if inner is None else _careful(FORMS[which], rows, inner)
             data = pack(which, *coded)
             p.copy_(unpack(which, data).reshape(p.shape))
             out[name] = Coded(which, data.reshape(*p.shape[:-1], -1))
@@ -142,12 +142,8 @@ def _nearest(kind: str, rows: Float[Tensor, "r k"]) -> Codes:
     return q, _half(d), _half(m)
 
 
-def _careful(form: Form, rows: Float[Tensor, "r k"], inner: Tensor | None) -> Codes:
-    """GPTQ where the inputs' products are known, else the searched scales alone."""
-    if inner is None:
-        w = rows.reshape(-1, BLOCK)
-        d, m = form.fit(w, torch.ones(BLOCK))
-        return form.code(w, d, m), d, m
+def _careful(form: Form, rows: Float[Tensor, "r k"], inner: Float[Tensor, "k k"]) -> Codes:
+    """GPTQ, from the products of the inputs."""
     upper = _factor(inner)
     work = rows.clone()
     blocks: list[Codes] = []

@@ -85,7 +85,7 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def compile(args: argparse.Namespace) -> int:
+def keep(args: argparse.Namespace) -> int:
     """Writes the plan file and says where it lies."""
     from transept.cli.progress import loading
     from transept.compiled import compile_model
@@ -176,4 +176,4 @@ def _version(name: str) -> str:
         return "version unknown"
 
 
-COMMANDS: dict[str, Callable[[Any], int]] = {"plan": plan, "compile": compile, "doctor": doctor}
+COMMANDS: dict[str, Callable[[Any], int]] = {"plan": plan, "compile": keep, "doctor": doctor}

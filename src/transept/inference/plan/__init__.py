@@ -5,7 +5,6 @@ The names are found when they are first used: a plan that was kept in a file run
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,20 +13,12 @@ if TYPE_CHECKING:
     from transept.inference.plan.source import Lowerable
     from transept.inference.plan.weights import ModuleWeights, StoredWeights, Weights
 
-_HOMES = {
-    "Lowerable": "source",
-    "ModuleWeights": "weights",
-    "NativeEncoder": "runner",
-    "NativeModel": "runner",
-    "NativeRunner": "runner",
-    "NotLowered": "lower",
-    "StoredWeights": "weights",
-    "Weights": "weights",
-}
 __all__ = ["Lowerable", "ModuleWeights", "NativeEncoder", "NativeModel", "NativeRunner", "NotLowered", "StoredWeights", "Weights"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"transept.inference.plan.{_HOMES[name]}"), name)
+    from transept.inference.plan import lower, runner, source, weights
+
+    return next(getattr(module, name) for module in (source, weights, runner, lower) if hasattr(module, name))
