@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.counts import FULL
 from transept.core.errors import CheckpointError, ConfigError, InputError
 from transept.data.source import Windows
 from transept.evaluation.invariants import Noisy, documents, small
