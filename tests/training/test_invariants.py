@@ -33,6 +33,7 @@ FULL_COUNTS = {
     "told to stop": 50,
     "resume at every step": 60 * 11,
     "not finite": 40,
+    "faults at every file operation": 200,
 }
 
 

@@ -224,7 +224,7 @@ class Faulty(Disk):
         return super().create(path)
 
     def write(self, handle: int, data: memoryview) -> int:
-        data = data[:331]
+        data = data[:150]
         return super().write(handle, data[: max(1, len(data) // 2)] if self._count() else data)
 
     def sync(self, handle: int) -> None:
