@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -83,7 +84,7 @@ def main() -> None:
     from transept.serving.shelf import Settings
 
     wide, narrow = {"width": 1240, "height": 1040}, {"width": 400, "height": 1320}
-    plans = [("light", "light", wide, light), ("dark", "dark", {**wide, "height": 960}, dark), ("phone", "light", narrow, phone)]
+    plans: list[Any] = [("light", "light", wide, light), ("dark", "dark", {**wide, "height": 960}, dark), ("phone", "light", narrow, phone)]
     with Running(Settings(models=("smollm2-135m-instruct", "minilm"), rows=4)) as server, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=executable(), args=["--no-sandbox"])
         for name, scheme, size, steps in plans:
