@@ -35,10 +35,10 @@ class Ours:
 
     def __init__(self, path: str, threads: int, exact: bool = False):
         os.environ["TRANSEPT_THREADS"] = str(threads)
-        import transept
+        from transept.door import load
 
         self.threads = threads
-        self.m = transept.load(path, fast=not exact)
+        self.m = load(path, fast=not exact)
         self.engine: Any = None
 
     def decode(self, context: int, tokens: int) -> float:
@@ -52,13 +52,10 @@ class Ours:
 
     def batch(self, rows: int, context: int, tokens: int) -> float:
         from transept.inference.engine import Ask, Engine, Limits
-        from transept.inference.plan import NativeRunner, StoredWeights
 
         if self.engine is None:
-            source = self.m._model.source
-            runner = NativeRunner(source.empty(), StoredWeights(source), pages=1024, fast=self.m._model.fast, threads=self.threads)
             limits = Limits(pages=1024, page=16, rows=rows, budget=rows + 256)
-            self.engine = Engine(runner, context=2048, limits=limits, drafter=None)
+            self.engine = Engine(self.m.runner(1024), context=2048, limits=limits, drafter=None)
         asks = lambda n: [Ask(tuple(prompt(context, i)), max_tokens=n) for i in range(rows)]  # noqa: E731
         seconds = []
         for n in (1, tokens + 1):

@@ -26,7 +26,7 @@ from transept.inference import generation, tasks
 from transept.inference.batches import by_length, padded
 from transept.inference.beam import Plan, search
 from transept.inference.generation import Generation, Piece, Usage
-from transept.inference.plan import Lowerable, NativeEncoder, NativeModel
+from transept.inference.plan import Lowerable, NativeEncoder, NativeModel, NativeRunner
 from transept.inference.pooling import Pooling
 from transept.inference.rules import Early, Rules, start_of
 from transept.inference.sampling import Sampling
@@ -204,6 +204,11 @@ class Model(Talk):
     def lowered(self) -> NativeModel | NativeEncoder | None:
         """The model in the native core, where it runs there and nobody listens to its insides."""
         return self._model.native() if isinstance(self._model, Lowerable) and not listened() else None
+
+    def runner(self, pages: int) -> nn.Module | NativeRunner:
+        """What an engine runs whose cache has so many pages of 16 tokens: the native core where the decoder lowers, else the module."""
+        lowered = self._model.runner(pages) if isinstance(self._model, Lowerable) else None
+        return self.model if lowered is None else lowered
 
     def why_not(self) -> str:
         """Why the model does not run in the native core; empty where it does."""

@@ -62,7 +62,7 @@ class Served:
         self.compiler: GrammarCompiler | None = None
         if "completions" in book.tasks:
             stream = None if model.tokenizer is None else model.tokenizer.stream
-            engine = Engine(model.model, context=book.context, limits=Sizes(pages=book.pages, page=PAGE, rows=settings.rows),
+            engine = Engine(model.runner(book.pages), context=book.context, limits=Sizes(pages=book.pages, page=PAGE, rows=settings.rows),
                             deterministic=settings.deterministic, tokenizer=stream)
             self.engine = AsyncEngine(engine, queue_size=settings.limits["queue"] * settings.limits["prompts"])
 

@@ -13,7 +13,7 @@ from transept.blocks.encoder import Encoder
 from transept.blocks.stack import Decoder
 from transept.checkpoints.load import Source, check
 from transept.inference.plan.lower import NotLowered
-from transept.inference.plan.runner import NativeEncoder, NativeModel
+from transept.inference.plan.runner import NativeEncoder, NativeModel, NativeRunner
 from transept.inference.plan.weights import weights_of
 
 MOST = 1024  # tokens of one step of an encoder: enough rows to work at the speed of the arithmetic
@@ -63,6 +63,17 @@ class Lowerable:
             except NotLowered as error:
                 self.why = str(error)
         return self._native
+
+    def runner(self, pages: int) -> NativeRunner | None:
+        """An engine's runner over so many pages and one more, which padding may write; None where the model has to run in torch."""
+        if self.opened or self.why:
+            return None
+        model = self.source.empty() if self.module is None else self.module
+        try:
+            return NativeRunner(model, weights_of(self.module, self.source), pages=pages + 1, fast=self.fast)
+        except NotLowered as error:
+            self.why = str(error)
+            return None
 
     def _lower(self, model: nn.Module) -> NativeModel | NativeEncoder:
         weights, context = weights_of(self.module, self.source), getattr(self.source.spec, "context", None)
