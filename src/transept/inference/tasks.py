@@ -140,7 +140,7 @@ def fill_mask(model: Reader, tokenizer: Texts, text: str, *, top: int, limit: in
     if not where:
         raise InputError(f"the text has no mask: put {tokenizer.token(tokenizer.mask_id)} where a word is wanted")
     with torch.inference_mode():
-        states = model.states(torch.tensor([ids], device=_device(model)))
+        states = _states(model, torch.tensor([ids], device=_device(model)), None)
         chances = head(states).logits[0, where].float().softmax(-1)
     best = chances.topk(min(top, chances.shape[-1]))
     return [
@@ -228,7 +228,7 @@ def answer(
         ids, mask = _tensors([w.ids for w in some], _device(model))
         kinds, _ = _tensors([w.segments for w in some], _device(model))
         with torch.inference_mode():
-            found = head(model.states(ids, mask=mask, segments=kinds))
+            found = head(_states(model, ids, mask, segments=kinds))
         for window, start, end in zip(some, found.start.float(), found.end.float(), strict=True):
             candidate = _best_span(window, start, end, context, longest)
             if candidate is not None and (best is None or candidate[0] > best[0]):
@@ -287,12 +287,12 @@ def _tensors(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[T
     return ids, None if bool((lengths == longest).all()) else torch.arange(longest, device=device) < lengths[:, None]
 
 
-def _states(model: Reader, ids: Tensor, mask: Tensor | None) -> Tensor:
+def _states(model: Reader, ids: Tensor, mask: Tensor | None, **more: Tensor) -> Tensor:
     """The last states of an encoder, or of a decoder before its head (row 40)."""
     read = getattr(model, "states", None) or getattr(model, "hidden", None)
     if read is None:
-        raise InputError("this model has no states of single tokens to make a text's vector of: load an encoder or a decoder")
-    return read(ids, mask=mask)
+        raise InputError(f"a {type(model).__name__} has no states of single tokens to make a text's vector of")
+    return read(ids, mask=mask, **more)
 
 
 def _head(model: Reader, kinds: tuple[type[nn.Module], ...], what: str, form: str) -> Any:

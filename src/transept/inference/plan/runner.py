@@ -54,7 +54,9 @@ class NativeEncoder:
         self.max_rows, self.head, self.device = max_rows, model.head, torch.device("cpu")
         self.segments = model.embed.segments is not None
 
-    def __call__(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, segments: Int[Tensor, "b t"] | None = None) -> Any:
+    def __call__(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, segments: Int[Tensor, "b t"] | None = None
+    ) -> Any:
         """What the head makes of the last states."""
         return self.head(self.states(ids, mask=mask, segments=segments))
 
@@ -70,7 +72,8 @@ class NativeEncoder:
         lengths = real.sum(1)
         for some in _fitting(lengths.tolist(), self.max_rows):
             chosen = real[some]
-            out[some] = out[some].masked_scatter(chosen[..., None], self._run(ids[some][chosen], kinds[some][chosen], lengths[some].numpy()))
+            states = self._run(ids[some][chosen], kinds[some][chosen], lengths[some].numpy())
+            out[some] = out[some].masked_scatter(chosen[..., None], states)
         return out
 
     def _run(self, ids: Tensor, segments: Tensor, lengths: np.ndarray) -> Tensor:

@@ -20,8 +20,8 @@ MOST = 1024  # tokens of one step of an encoder: enough rows to work at the spee
 
 
 class Lowerable:
-    """A decoder's or an encoder's checkpoint on a CPU. `open` loads the module; `native` is the lowered model, None where it has to run in torch, and
-    `why` says why.
+    """A decoder's or an encoder's checkpoint on a CPU. `open` loads the module; `native` is the lowered model, None where it has to run
+    in torch, and `why` says why.
 
     Once the module was handed out its owner may change it, so from then on it alone is run.
     """
