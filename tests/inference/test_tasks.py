@@ -77,7 +77,8 @@ def test_sentence_vectors_are_the_published_ones(tmp_path: Path) -> None:
     transept.save(m, tmp_path)
     again = transept.load(tmp_path)
     assert again.pooling == m.pooling and m.pooling is not None and m.pooling.normalised
-    assert torch.equal(again.embed(texts[:20]), m.embed(texts[:20]))
+    assert (again.embed(texts[:20]) - found[:20]).abs().max().item() <= 1e-6
+    assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), m.model.state_dict().values(), strict=True))
 
 
 def test_order_and_batch_change_nothing() -> None:

@@ -291,7 +291,7 @@ def _states(model: Reader, ids: Tensor, mask: Tensor | None, **more: Tensor) -> 
     """The last states of an encoder, or of a decoder before its head (row 40)."""
     read = getattr(model, "states", None) or getattr(model, "hidden", None)
     if read is None:
-        raise InputError(f"a {type(model).__name__} has no states of single tokens to make a text's vector of")
+        raise InputError("this model has no states of single tokens to make a text's vector of: load an encoder or a decoder")
     return read(ids, mask=mask, **more)
 
 
