@@ -18,6 +18,11 @@ def case_of(name: str, tiny: str) -> Case:
     return next(case for case in cases() if (case[0].name, case[1]) == (name, tiny))
 
 
+def paged() -> list[Case]:
+    """The decoders whose memory lies in pages: all but the recurrent ones, which keep one state."""
+    return [case for case in cases() if hasattr(spec(case), "context")]
+
+
 def draw_ask(seed: int, case: Case, new: int = 32, shared: Sequence[int] = (), **rest: object) -> Ask:
     """A random request, often with the beginning that others have too; every second one is drawn by seed."""
     rng = random.Random(seed)

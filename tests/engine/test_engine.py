@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts.decoders import Case, draw_ids, every_decoder, model, spec
+from tests.contracts.decoders import Case, draw_ids, model, spec
 from tests.counts import count
-from tests.engine.cases import Letters, case_of, draw_ask
+from tests.engine.cases import Letters, case_of, draw_ask, paged
 from tests.figures import record
 from transept.core.errors import InputError, NumericsError, TranseptError
 from transept.inference import generation
@@ -42,7 +42,7 @@ def all_free(engine: Engine) -> bool:
     return engine.scheduler.pages.available == engine.limits.pages and not engine.scheduler.tasks
 
 
-@every_decoder
+@pytest.mark.parametrize("case", paged(), ids=lambda case: f"{case[0].name}-{case[1]}")
 def test_text_is_that_of_the_plain_loop(case: Case) -> None:
     """Requests of all lengths at once, greedy and by seed, with end tokens and stop strings, in fixed tiles and without."""
     m, context = model(case), spec(case).context

@@ -18,6 +18,8 @@ from transept.door import Model
 
 transformers = pytest.importorskip("transformers")
 TOKENS = 512
+# transformers takes half a minute to read the file: once is enough
+pytestmark = pytest.mark.xdist_group("smollm2")
 
 
 @pytest.fixture(scope="module")
