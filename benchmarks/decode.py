@@ -23,7 +23,7 @@ KINDS = ("Q4_1", "Q4_0", "Q8_0", "BF16")
 HOW: dict[str, dict[str, int]] = {
     "decode": {"context": 100, "tokens": 64},
     "long": {"context": 4000, "tokens": 32},
-    "batch": {"rows": 16, "context": 32, "tokens": 48},
+    "batch": {"rows": 16, "context": 32, "tokens": 32},
     "prefill": {"context": 512},
 }
 PER_SECOND = {"prefill": 512}

@@ -56,7 +56,7 @@ class Ours:
         if self.engine is None:
             limits = Limits(pages=1024, page=16, rows=rows, budget=rows + 256)
             self.engine = Engine(self.m.runner(1024), context=2048, limits=limits, drafter=None)
-        asks = lambda n: [Ask(tuple(prompt(context, i)), max_tokens=n) for i in range(rows)]  # noqa: E731
+        asks = lambda n: [Ask(prompt=tuple(prompt(context, i)), max_tokens=n) for i in range(rows)]  # noqa: E731
         seconds = []
         for n in (1, tokens + 1):
             began = time.perf_counter()
