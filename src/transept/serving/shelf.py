@@ -243,3 +243,6 @@ async def warm(shelf: Shelf, told: Callable[[Served], None]) -> None:
                 await asyncio.to_thread(told, served)
         except (TranseptError, Refusal) as error:
             log.error("the model %s cannot be loaded: %s", book.name, error)
+        except Exception:
+            # Whatever is wrong with one model, the server comes up for the others.
+            log.exception("the model %s cannot be loaded", book.name)
