@@ -22,18 +22,22 @@ PAGE = ROOT / "docs" / "results.md"
 DATA = Path(os.environ.get("TRANSEPT_DATA", ROOT.parent / "shared" / "data"))
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "decode": ("decode.py", "--json", "{json}"),
+    "engine": ("engine.py",),
     "start": ("start.py",),
     "quality": ("quality.py",),
     "embed": ("embed.py", "{minilm}", str(DATA / "sentence-polarity" / "test.tsv.xz")),
     "train": ("train.py",),
+    "load": ("load.py",),
     "watching": ("watching.py",),
 }
 TITLES = {
     "decode": "Decoding, prompts and batches beside llama.cpp and transformers",
+    "engine": "Many requests, a shared prefix, guesses",
     "start": "From the process's start to the first token",
     "quality": "What rounding costs: perplexity and KL",
     "embed": "Sentence vectors beside onnxruntime and sentence-transformers",
     "train": "Training steps beside transformers and a plain loop",
+    "load": "Sixteen clients at once, streaming, beside llama.cpp's servers",
     "watching": "Watching, and not watching",
 }
 

@@ -80,6 +80,7 @@ def exercise(operation: Any, mode: GenerationMode, examples: int) -> int:
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @pytest.mark.reliability
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
+@pytest.mark.timeout(1800)
 def test_the_document_holds(address: str, mode: GenerationMode) -> None:
     """Every operation of the document, with bodies that it allows or forbids: documented statuses and replies, no 5xx, none left out."""
     examples, begin = count(200), time.monotonic()

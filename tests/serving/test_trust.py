@@ -44,7 +44,7 @@ def routes(running: Running) -> list[tuple[str, str]]:
 
 def test_every_address_asks_for_the_key(locked: Running) -> None:
     with httpx.Client(base_url=locked.address) as client:
-        others = [("GET", path) for path in ("/", "/openapi.json", "/index.html", "/nowhere", "/v1/", "/%2e%2e/etc/passwd")]
+        others = [("GET", path) for path in ("/openapi.json", "/nowhere", "/main.js/", "/v1/", "/%2e%2e/etc/passwd")]
         for method, path in [*routes(locked), *others]:
             wrong = ("Bearer wrong", f"Basic {KEYS[0]}", KEYS[0], f"Bearer {KEYS[0]}x")
             for headers in ({}, {"x-api-key": KEYS[0]}, *({"authorization": value} for value in wrong)):
@@ -57,6 +57,17 @@ def test_every_address_asks_for_the_key(locked: Running) -> None:
                 assert KEYS[0] not in reply.text and "wrong" not in reply.text
         for key in KEYS:
             assert client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_the_pages_own_files_need_no_key(locked: Running) -> None:
+    """The playground loads and asks for the key itself; its files are those of the repository, the same with and without a key."""
+    static = Path(wire.__file__).parent / "static"
+    with httpx.Client(base_url=locked.address) as client:
+        for path in ("/", *(f"/{file.name}" for file in static.iterdir())):
+            reply = client.get(path)
+            assert reply.status_code == 200 and reply.content == (static / (path[1:] or "index.html")).read_bytes()
+            assert client.get(path, headers={"origin": "http://evil.example"}).status_code == 403
+            assert client.post(path, json={}).status_code == 405
 
 
 def test_keys_are_compared_in_constant_time() -> None:
@@ -226,6 +237,7 @@ async def thrown(port: int, data: bytes, wait: float) -> bytes:
 
 
 @pytest.mark.reliability
+@pytest.mark.timeout(1800)
 def test_hostile_bytes_kill_nothing(running: Running, address: str) -> None:
     """Random hostile requests, eight at a time: none gets a 5xx, the server lives, and /health answers meanwhile."""
     port, number, rng, late = running.sock.getsockname()[1], count(50_000) if FULL else 1500, random.Random(0), []

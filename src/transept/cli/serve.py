@@ -25,6 +25,7 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--rows", type=int, default=16, metavar="N", help="sequences that are computed at once")
     sub.add_argument("--memory", type=float, default=None, metavar="GB", help="budget of all models (default: 70 %% of what is free)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
+    sub.add_argument("--fast", action="store_true", help="activations of 8 bits where the weights are quantised, as llama.cpp computes")
     sub.add_argument("--no-deterministic", action="store_true", help="let an answer's last bits depend on what else is computed")
     sub.add_argument("--limit", action="append", default=[], metavar="NAME=N", help="change one of the server's limits; may be repeated")
 
@@ -50,12 +51,13 @@ def settings(args: argparse.Namespace) -> Settings:
             raise InputError(f"--{name} should be 1 or more, found {value}")
     own = os.environ.get("TRANSEPT_API_KEY")
     keys = tuple(args.api_key) + ((own,) if own else ())
-    if any(len(key) < 8 for key in keys):
-        raise InputError("a key should have at least 8 characters")
+    if any(len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise InputError("a key should have at least 8 characters, each a letter, digit or sign of ASCII and none a space")
     return Settings(
         models=models, keys=keys, hosts=None if keys and not args.allow_host else (args.host, *args.allow_host), context=args.context,
         pages=args.pages, rows=args.rows, dtype=getattr(torch, args.dtype) if args.dtype else None,
-        memory=int(args.memory * 1e9) if args.memory is not None else None, deterministic=not args.no_deterministic, limits=Limits(limits),
+        memory=int(args.memory * 1e9) if args.memory is not None else None, deterministic=not args.no_deterministic, fast=args.fast,
+        limits=Limits(limits),
     )  # fmt: skip
 
 

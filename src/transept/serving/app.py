@@ -44,7 +44,9 @@ def create(settings: Settings, told: Callable[[Served], None] = lambda served: N
     app.state.desk = desk
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/", Pages(STATIC), name="static")
+    pages = Pages(STATIC)
+    app.mount("/", pages, name="static")
     errors.install(app, requests.NAMES)
-    app.add_middleware(Shield, limits=settings.limits, keys=settings.keys, hosts=settings.hosts, observe=desk.metrics.observe)
+    rules = {"limits": settings.limits, "keys": settings.keys, "hosts": settings.hosts, "pages": tuple(pages.files)}
+    app.add_middleware(Shield, observe=desk.metrics.observe, **rules)
     return app

@@ -38,7 +38,9 @@ ROOM = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the operator decides. `pages` of 16 tokens and `context` hold for every model; `memory` is the budget in bytes."""
+    """What the operator decides. `pages` of 16 tokens and `context` hold for every model; `memory` is the budget in bytes; `fast` lets
+    quantised weights meet activations of 8 bits.
+    """
 
     models: tuple[str, ...]
     keys: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class Settings:
     dtype: torch.dtype | None = None
     memory: int | None = None
     deterministic: bool = True
+    fast: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -189,7 +192,7 @@ class Shelf:
 
 
 def _made(book: Book, settings: Settings) -> Served:
-    return Served(book, load(book.source.path, settings.dtype), settings)
+    return Served(book, load(book.source.path, settings.dtype, fast=settings.fast), settings)
 
 
 def entry(name: str, source: Source, settings: Settings) -> Book:
@@ -205,7 +208,8 @@ def entry(name: str, source: Source, settings: Settings) -> Book:
     width = (settings.dtype or torch.float32).itemsize if settings.dtype or stored != "bfloat16" else 2
     pages = settings.pages or -(-max(context or ROOM, ROOM) // PAGE)
     held = (pages + 1) * PAGE * sum(counts.cache) * width if "completions" in tasks else 0
-    words = (__version__, torch.__version__, torch.get_num_threads(), source.family.name, str(source.spec), width, settings.context)
+    told = (source.family.name, str(source.spec), width, settings.context, settings.fast)
+    words = (__version__, torch.__version__, torch.get_num_threads(), *told)
     mark = hashlib.sha256(repr(words).encode()).hexdigest()[:12]
     fingerprint = f"fp_{mark}" if settings.deterministic else None
     return Book(name, source, tasks, context, pages, counts.parameters, counts.parameters * width + held, fingerprint)

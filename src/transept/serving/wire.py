@@ -9,7 +9,7 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -95,13 +95,16 @@ def same(given: str, key: str) -> bool:
 class Shield:
     """The outermost layer: who may ask, how long and how much; a fault inside becomes one reply and touches nothing else.
 
-    `hosts` are the names in a Host header that are served beside loopback ones; None allows all, which needs keys.
+    `hosts` are the names in a Host header that are served beside loopback ones; None allows all, which needs keys. `pages` are the
+    addresses that need no key because they hold no secret: the playground's own files.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, keys: Sequence[str], hosts: Sequence[str] | None, observe: Callable[[Scope, int], None]
-    ):
+        self, app: ASGIApp, limits: Limits, keys: Sequence[str], hosts: Sequence[str] | None, observe: Callable[[Scope, int], None],
+        pages: Collection[str] = (),
+    ):  # fmt: skip
         self.app, self.limits, self.keys, self.observe = app, limits, tuple(keys), observe
+        self.open = frozenset((*OPEN, *pages))
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,7 +143,7 @@ class Shield:
         if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             raise Refusal(403, "the request comes from a page of another site, and only the server's own pages may call it")
         scope["tenant"] = ""
-        if self.keys and scope["path"] not in OPEN:
+        if self.keys and scope["path"] not in self.open:
             kind, _, given = headers.get("authorization", "").partition(" ")
             right = [key for key in self.keys if same(given.strip(), key)]
             if kind.lower() != "bearer" or not right:

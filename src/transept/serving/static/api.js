@@ -1,5 +1,7 @@
 // The server's addresses: plain calls, streams of events, and one form for answers of either kind.
 
+import { asked as keyed, held, known } from "./key.js";
+
 export class Refused extends Error {
   constructor(status, body) {
     super(body?.error?.message ? body.error.message : `the server answered ${status}`);
@@ -8,12 +10,18 @@ export class Refused extends Error {
   }
 }
 
-async function send(path, body, signal) {
-  const options = body === undefined ? { signal } : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+async function send(path, body, signal, key = known()) {
+  const headers = { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const options = body === undefined ? { headers, signal } : { method: "POST", headers, body: JSON.stringify(body), signal };
   const reply = await fetch(path, options).catch((error) => {
     if (error.name === "AbortError") throw error;
     throw new Error("the server cannot be reached; is it still running?");
   });
+  if (reply.status === 401) {
+    const other = await keyed(key);
+    if (other) return send(path, body, signal, other);
+  }
+  if (reply.ok && key) held(key);
   if (!reply.ok) throw new Refused(reply.status, await reply.json().catch(() => null));
   return reply;
 }
