@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from transept.training.objective import Sum
 from transept.training.objectives.causal import Causal
 from transept.training.remat import recompute
 from transept.training.resume import restore
-from transept.training.run import Judging, Loading, Optim, Order, Precision, Run, Saving, Schedule, Settings, Shape, override
+from transept.training.run import Judging, Loading, Optim, Order, Precision, Run, Saving, Schedule, Settings, Shape, Track, override
 
 IDS = torch.cat(documents(40, 0))
 
@@ -201,6 +202,34 @@ def test_wrong_settings_and_data_are_told_with_the_nearest() -> None:
     for compiled in (False, True):
         with pytest.raises(InputError, match="token id 77 is outside the vocabulary of 32"):
             Loop(Run(small(), Causal(), Windows(torch.full((20,), 77), 8), settings(compile=compiled))).train()
+
+
+class Writer:
+    """What torch's writer of tensorboard files is asked to do."""
+
+    def __init__(self, folder: str):
+        self.seen: list[tuple[str, float, int]] = []
+        self.closed = False
+        Writer.last = self
+
+    last: Writer
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert not self.closed
+        self.seen.append((name, value, step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_tracker_gets_every_figure_and_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    Loop(Run(small(), Causal(), Windows(IDS, 8, 8), settings(track=Track.TENSORBOARD)), tmp_path / "one").train()
+    logged = [("loss", line["loss"], line["step"]) for line in read(tmp_path / "one" / "log.jsonl") if "loss" in line]
+    assert [entry for entry in Writer.last.seen if entry[0] == "loss"] == logged and len(logged) == 6 and Writer.last.closed
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'transept\[track\]'"):
+        Loop(Run(small(), Causal(), Windows(IDS, 8, 8), settings(track=Track.WANDB)), tmp_path / "two").train()
 
 
 def test_a_log_cut_short_and_a_full_disk_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

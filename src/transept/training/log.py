@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ class Log:
         kept = [line for line in read(self.path) if line.get("step", 0) <= step and not line.get("end")] if self.path.exists() else []
         with atomic(self.path) as out:
             out.writelines(_line(line) for line in kept)
-        self.file = open(self.path, "ab")  # noqa: SIM115
         self.tracker = None if track is None else _tracker(track, folder)
+        self.file = open(self.path, "ab")  # noqa: SIM115
 
     def write(self, step: int, **facts: Any) -> None:
         """One line; it reaches the file at once, and the tracker if it holds figures."""
@@ -37,7 +38,7 @@ class Log:
             # A full disk must not end the training that its log describes.
             pass
         if self.tracker is not None:
-            self.tracker({name: value for name, value in facts.items() if isinstance(value, int | float)}, step)
+            self.tracker.log({name: value for name, value in facts.items() if isinstance(value, int | float) and name != "step"}, step)
 
     def close(self) -> None:
         """The lines are on the disk when this returns."""
@@ -46,6 +47,8 @@ class Log:
             self.file.close()
         except OSError:
             pass
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def _line(facts: dict[str, Any]) -> bytes:
@@ -68,33 +71,41 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield found
 
 
-def _tracker(track: Track, folder: Path) -> Any:
-    """A function of (figures, step) that passes them on. Errors: ConfigError where its package is missing."""
+@dataclass(frozen=True)
+class Tracker:
+    """Where figures go besides the log: `log` takes one step's, `close` sends what is still held back."""
+
+    log: Callable[[dict[str, float], int], Any]
+    close: Callable[[], Any]
+
+
+def _tracker(track: Track, folder: Path) -> Tracker:
+    """The tracker of that name. Errors: ConfigError where its package is missing."""
     try:
         return _TRACKERS[track](folder)
     except ImportError as e:
         raise ConfigError(f"track={track.name} needs the package {track.value}; pip install 'transept[track]'") from e
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"))
-    return lambda figures, step: [writer.add_scalar(name, value, step) for name, value in figures.items()]
+    return Tracker(lambda figures, step: [writer.add_scalar(name, value, step) for name, value in figures.items()], writer.close)
 
 
-def _trackio(folder: Path) -> Any:
+def _trackio(folder: Path) -> Tracker:
     import trackio  # pyright: ignore[reportMissingImports]
 
     trackio.init(project="transept", name=folder.name)
-    return lambda figures, step: trackio.log(figures)
+    return Tracker(lambda figures, step: trackio.log(figures, step=step), trackio.finish)
 
 
-def _wandb(folder: Path) -> Any:
+def _wandb(folder: Path) -> Tracker:
     import wandb  # pyright: ignore[reportMissingImports]
 
-    wandb.init(project="transept", name=folder.name)
-    return lambda figures, step: wandb.log(figures, step=step)
+    run = wandb.init(project="transept", name=folder.name, dir=str(folder))
+    return Tracker(lambda figures, step: run.log(figures, step=step), run.finish)
 
 
 _TRACKERS = {Track.TENSORBOARD: _tensorboard, Track.TRACKIO: _trackio, Track.WANDB: _wandb}
