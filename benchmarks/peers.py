@@ -40,14 +40,19 @@ class Ours:
         self.threads = threads
         self.m = load(path, fast=not exact)
         self.engine: Any = None
+        self.prompts = 0
 
     def decode(self, context: int, tokens: int) -> float:
-        times = [time.perf_counter() for _ in self.m.stream(prompt(context), max_tokens=tokens + 1, ignore_end=True)]
-        return (times[tokens] - times[0]) / tokens
+        # The prompt is the same each time, so from the second round on its keys and values lie in the prefix cache.
+        usage = self.m.generate(prompt(context), max_tokens=tokens + 1, ignore_end=True).usage
+        return usage.decode_seconds / tokens
 
     def prefill(self, context: int) -> float:
+        self.prompts += 1
+        # Each time another prompt: none of it may lie in the prefix cache.
+        ids = prompt(context, self.prompts)
         began = time.perf_counter()
-        next(iter(self.m.stream(prompt(context), max_tokens=1)))
+        next(iter(self.m.stream(ids, max_tokens=1, ignore_end=True)))
         return time.perf_counter() - began
 
     def batch(self, rows: int, context: int, tokens: int) -> float:
@@ -88,6 +93,7 @@ class LlamaCpp:
         self.ctx, self.vocab, self.threads, self.path = self.llm._ctx.ctx, self.llm.n_vocab(), threads, path
         self.room = llama_cpp.llama_batch_init(512, 0, 1)
         self.many: Any = None
+        self.held = 0
 
     def step(self, ctx: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
         """Decodes rows of (token, position, sequence, whether its logits are wanted)."""
@@ -113,8 +119,15 @@ class LlamaCpp:
         return self.best(ctx, -1)
 
     def decode(self, context: int, tokens: int) -> float:
-        self.clear(self.ctx)
-        token = self.fill(self.ctx, prompt(context))
+        ids = prompt(context)
+        if self.held == context:
+            # What was filled in before stays; the tokens behind it go, and the last of the prompt is computed for its logits.
+            self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.ctx), 0, context - 1, -1)
+            self.step(self.ctx, [(ids[-1], context - 1, 0, True)])
+            token = self.best(self.ctx, -1)
+        else:
+            self.clear(self.ctx)
+            token, self.held = self.fill(self.ctx, ids), context
         began = time.perf_counter()
         for i in range(tokens):
             self.step(self.ctx, [(token, context + i, 0, True)])
@@ -123,6 +136,7 @@ class LlamaCpp:
 
     def prefill(self, context: int) -> float:
         self.clear(self.ctx)
+        self.held = 0
         began = time.perf_counter()
         self.fill(self.ctx, prompt(context))
         return time.perf_counter() - began
@@ -155,13 +169,21 @@ class Transformers:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=getattr(torch, dtype)
         ).eval()
+        self.held: dict[tuple[int, int], Any] = {}
 
     def _run(self, rows: int, context: int, tokens: int) -> tuple[float, float]:
         """(seconds of the prompts, seconds of the steps after them)"""
         torch = self.torch
-        ids, past = torch.tensor([prompt(context, i) for i in range(rows)]), None
+        ids = torch.tensor([prompt(context, i) for i in range(rows)])
         began = time.perf_counter()
-        out = self.model(ids, use_cache=True, logits_to_keep=1)
+        if tokens and (rows, context) in self.held:
+            # What was filled in before stays; the last token of the prompt is computed for its logits.
+            past = self.held[rows, context]
+            past.crop(context - 1)
+            out = self.model(ids[:, -1:], past_key_values=past, use_cache=True)
+        else:
+            out = self.model(ids, use_cache=True, logits_to_keep=1)
+            self.held = {(rows, context): out.past_key_values} if tokens else {}
         first = time.perf_counter()
         for _ in range(tokens):
             ids, past = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values

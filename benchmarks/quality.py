@@ -1,10 +1,12 @@
 """What rounding costs: perplexity, and mean KL to float32 of the same stored weights, on real text in windows of 512 tokens.
 
     python benchmarks/quality.py [MODEL.gguf] [--tokens 20480] [--threads 2] [--text FILE.txt.xz]      our modes beside llama.cpp's
+    python benchmarks/quality.py ... --keep FILE.json      writes the sums after each window, and goes on from there in the next run
     python benchmarks/quality.py [MODEL.gguf] --round Q4_0 [--calibrate 8192]                          nearest beside GPTQ
 
 The reference is the module in float32 with the numbers that the file stores. The text's first part calibrates, what follows is measured.
 llama.cpp runs where `import llama_cpp` works, on the same file and tokens, with its own defaults. Each engine sees each window by itself.
+How much two engines differ is told with 1.96 standard errors over windows.
 """
 
 from __future__ import annotations
@@ -72,14 +74,16 @@ def module(network: torch.nn.Module) -> Engine:
 class Score:
     """Sums over tokens: negative log-likelihood of the next one, KL from the reference, and how often both prefer the same token."""
 
-    def __init__(self) -> None:
-        self.nll = self.kl = self.same = self.seconds = 0.0
+    def __init__(self, **kept: Any) -> None:
+        self.nll = self.same = self.seconds = 0.0
         self.tokens = self.scored = 0
+        self.kls: list[float] = []
+        vars(self).update(kept)
 
     def add(self, logits: np.ndarray, want: torch.Tensor, ids: np.ndarray, seconds: float) -> None:
         """One window; `want` are the reference's log-probabilities [t v]."""
         found = torch.from_numpy(logits).log_softmax(-1)
-        self.kl += float((want.exp() * (want - found)).sum(-1).double().sum())
+        self.kls.append(float((want.exp() * (want - found)).sum(-1).double().sum()) / len(ids))
         self.nll -= float(found[:-1].gather(1, torch.from_numpy(ids[1:, None])).double().sum())
         self.same += float((found.argmax(-1) == want.argmax(-1)).sum())
         self.tokens, self.scored, self.seconds = self.tokens + len(ids), self.scored + len(ids) - 1, self.seconds + seconds
@@ -87,7 +91,7 @@ class Score:
     def record(self) -> dict[str, float]:
         """Perplexity, mean KL, agreement, tokens per second."""
         return {
-            "perplexity": float(np.exp(self.nll / self.scored)), "kl": self.kl / self.tokens, "same_token": self.same / self.tokens,
+            "perplexity": float(np.exp(self.nll / self.scored)), "kl": float(np.mean(self.kls)), "same_token": self.same / self.tokens,
             "tokens": self.tokens, "rate": self.tokens / self.seconds,
         }  # fmt: skip
 
@@ -142,14 +146,21 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--round", default="", metavar="KIND")
     parser.add_argument("--calibrate", type=int, default=8192)
+    parser.add_argument("--keep", type=Path, metavar="FILE")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to go on later from --keep")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     path = find(args.model)
     m = load(path)
     compared = engines(args, path, m)
     reference = module(m.model)
-    scores = {"float32": Score(), **{name: Score() for name in compared}}
+    scores = {name: Score() for name in ("float32", *compared)}
+    if args.keep and args.keep.exists():
+        scores = {name: Score(**kept) for name, kept in json.loads(args.keep.read_text()).items()}
+    until = time.monotonic() + args.seconds
     for number, ids in enumerate(windows(m, args.text, args.calibrate, args.tokens)):
+        if number < len(scores["float32"].kls) or time.monotonic() > until:
+            continue
         want = torch.empty(0)
         for name, engine in {"float32": reference, **compared}.items():
             began = time.perf_counter()
@@ -158,6 +169,8 @@ def main() -> None:
             if name == "float32":
                 want = torch.from_numpy(logits).log_softmax(-1)
             scores[name].add(logits, want, ids, taken)
+        if args.keep:
+            args.keep.write_text(json.dumps({name: vars(score) for name, score in scores.items()}))
         if number % 8 == 0:
             so_far = {name: round(score.record()["kl"], 6) for name, score in scores.items()}
             print(f"mean KL after {scores['float32'].tokens} tokens: {so_far}", flush=True)
@@ -165,6 +178,11 @@ def main() -> None:
     for name, score in scores.items():
         r = score.record()
         print(f"{name:24}{r['perplexity']:>12.4f}{r['kl']:>12.6f}{100 * r['same_token']:>11.2f}%{r['rate']:>10.0f}")
+    for name in compared:
+        if "llama.cpp" in scores and name != "llama.cpp":
+            apart = np.array(scores[name].kls) - np.array(scores["llama.cpp"].kls)
+            error = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
+            print(f"mean KL of {name} less that of llama.cpp: {apart.mean():+.6f} (+- {error:.6f})")
     print(json.dumps({"model": args.model, "text": args.text.name, "window": WINDOW} | {n: s.record() for n, s in scores.items()}))
 
 

@@ -19,9 +19,10 @@ from transept.core.errors import ConfigError, SourceError
 from transept.core.tap import listened
 from transept.data.text.tokenizer import Tokenizer
 from transept.inference import generation
+from transept.inference.engine.engine import Ask
 from transept.inference.generation import Generation, Piece
 from transept.inference.plan.file import Maker, PlanFile, PlanRefused, describe, open_plan, write
-from transept.inference.plan.steps import Loop, Steps, pages_of
+from transept.inference.plan.steps import Loop, Steps
 from transept.inference.sampling import Sampling
 from transept.talk import Talk
 
@@ -47,7 +48,7 @@ class Compiled(Talk):
         try:
             self.tokenizer = None if known is None else Tokenizer(**known)
             self._ends = tuple(int(i) for i in plan.extra["ends"])
-            self._loop = Loop(Steps(plan.program, plan.out, threads=threads), pages_of(plan.context))
+            self._loop = Loop(Steps(plan.program, plan.out, threads=threads), context=plan.context)
         except (TypeError, KeyError, ValueError, ConfigError) as error:
             raise PlanRefused(f"the plan file {plan.path} is damaged: {str(error)[:200]}") from error
         self._opened: Model | None = None
@@ -69,9 +70,9 @@ class Compiled(Talk):
         """The same, piece by piece as it comes."""
         if self._opened is not None or listened():
             return self.open().stream(prompt, max_tokens=max_tokens, stop=stop, ignore_end=ignore_end, **sampling)
-        ids = self.encode(prompt)
-        steps = generation.steps(self._loop, ids, Sampling.checked(sampling), max_tokens=max_tokens, context=self.context)
-        return generation.stream(steps, self._detokenizer(), prompt_tokens=len(ids), ends=() if ignore_end else self.ends, stop=stop)
+        ids, ends = self.encode(prompt), () if ignore_end else self.ends
+        ask = Ask(prompt=ids, max_tokens=max_tokens, sampling=Sampling.checked(sampling), ends=ends, stop=stop)
+        return self._loop.stream(ask, None if self.tokenizer is None else self.tokenizer.stream)
 
     def open(self) -> Model:
         """The whole model, in torch."""

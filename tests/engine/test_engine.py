@@ -4,6 +4,7 @@ back.
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ from tests.contracts.decoders import Case, draw_ids, model, spec
 from tests.counts import count
 from tests.engine.cases import Letters, case_of, draw_ask, paged
 from tests.figures import record
+from transept import native
 from transept.core.errors import InputError, NumericsError, TranseptError
 from transept.inference import generation
-from transept.inference.engine import Ask, Engine, Event, Limits, RequestError, Row, TorchRunner
+from transept.inference.engine import Ask, Draft, Engine, Event, Limits, Lookup, RequestError, Row, TorchRunner
+from transept.inference.engine.speculate import Clock, Pace
 from transept.inference.generation import Generation
+from transept.inference.plan import ModuleWeights, NativeModel
 from transept.inference.sampling import Sampling
 
 CASE = ("llama", "gqa")
@@ -85,7 +89,7 @@ class Oracle:
     def push(self, tokens: Sequence[int]) -> None:
         self.length += len(tokens)
 
-    def propose(self) -> tuple[int, ...]:
+    def propose(self, cost: float, step: float) -> tuple[int, ...]:
         guess = self.answer[self.length : self.length + self.random.randint(0, 6)]
         return tuple(token if self.random.random() < 0.8 else (token + 1) % 5 for token in guess)
 
@@ -112,17 +116,61 @@ def test_guessing_changes_no_bit(name: tuple[str, str]) -> None:
 
 
 def test_lookup_guesses_what_repeats_and_gives_up_on_noise() -> None:
-    from transept.inference.engine import Lookup
-
+    """A cheap guess is long, a dear one short; what keeps failing pauses, each time for longer, and one good guess ends that."""
     lookup = Lookup()
     lookup.push([1, 2, 3, 4, 5, 6, 1, 2, 3])
-    assert lookup.propose() == (4, 5, 6)
-    for _ in range(Lookup.MISSES):
-        assert lookup.propose()
-        lookup.judged(3, 0)
-    assert lookup.propose() == ()
-    lookup.push([1, 2, 3] * 8)
-    assert lookup.propose()
+    assert lookup.propose(0.02, 0.0) == (4, 5, 6, 1, 2, 3)
+    assert lookup.propose(0.3, 0.0) == (4, 5) and lookup.propose(0.5, 0.0) == (4,)
+    failed, tokens, spans = 0, len(lookup.tokens), []
+    for _ in range(3):
+        while guess := lookup.propose(0.3, 0.0):
+            lookup.judged(len(guess), 0)
+            failed += 1
+        waited = 0
+        while not lookup.propose(0.3, 0.0):
+            lookup.push([1, 2, 3])
+            waited += 3
+        spans.append(waited)
+    assert failed <= 6 and Pace.PAUSE <= spans[0] < spans[1] < spans[2] and len(lookup.tokens) == tokens + sum(spans)
+    for _ in range(8):
+        lookup.judged(1, 1)
+    assert len(lookup.propose(0.1, 0.0)) > 2
+
+
+def test_the_clock_finds_what_a_row_costs() -> None:
+    clock, rng = Clock(), random.Random(0)
+    assert clock.cost(1) == Clock.COST
+    for _ in range(200):
+        rows = rng.randint(1, 9)
+        clock.seen(rows, 0.006 + 0.001 * rows)
+    assert clock.cost(1) == pytest.approx(1 / 7, rel=1e-3) and clock.cost(16) == pytest.approx(16 / 22, rel=1e-3)
+
+
+@pytest.mark.skipif(not native.available(), reason=f"the native core is not compiled here: {native.why_not()}")
+def test_a_draft_model_guesses_and_changes_no_bit() -> None:
+    """The model as its own draft is right throughout, one with other weights hardly ever; neither changes a bit, and the pages come back.
+    """
+    case = case_of(*CASE)
+    m, context = model(case), spec(case).context
+    runner = TorchRunner(m, pages=40, page=8, context=context)
+    wrong = copy.deepcopy(m)
+    with torch.no_grad():
+        wrong.stack.layers[0].mlp.down.weight.mul_(-3)
+    for module, least in ((m, 20), (wrong, 0)):
+        lowered = NativeModel(module, ModuleWeights(module), context=context, threads=1)
+        confirmed = 0
+        for seed in (1, 3):
+            ask = draw_ask(seed, case, 24)
+            (expected,) = Engine(runner, context=context, limits=SMALL, drafter=None).run([ask])[0]
+            engine = Engine(runner, context=context, limits=SMALL, drafter=lambda lowered=lowered: Draft(lowered, context))
+            (found,) = engine.run([ask])[0]
+            assert isinstance(found, Generation) and isinstance(expected, Generation)
+            assert (found.ids, found.logprobs) == (expected.ids, expected.logprobs)
+            assert engine.counts["guessed_tokens"] > 0
+            confirmed += engine.counts["confirmed_tokens"]
+            del engine
+        assert confirmed >= least
+        assert lowered.local.reserve(context), "the draft's pages came back"
 
 
 def test_more_than_one_continuation() -> None:

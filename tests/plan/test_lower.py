@@ -11,15 +11,12 @@ import transept
 from transept import native
 from transept.blocks.latent import LatentSpec
 from transept.blocks.stack import Decoder
-from transept.checkpoints.load import describe
-from transept.checkpoints.pull import pull
-from transept.core.errors import SourceError
 from transept.core.registry import Family, all_families, family
 from transept.core.spec import Spec
 from transept.door import Model
 from transept.inference.engine import Ask, Engine, Limits
 from transept.inference.engine.runner import Row
-from transept.inference.plan import Lowerable, ModuleWeights, NativeRunner, NotLowered, StoredWeights
+from transept.inference.plan import Lowerable, ModuleWeights, NativeRunner, NotLowered
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"the native core is not compiled here: {native.why_not()}")
 
@@ -109,34 +106,3 @@ def test_a_loaded_decoder_runs_natively_until_its_module_is_opened(tmp_path) -> 
     with torch.no_grad():
         m.model.head.weight.neg_()
     assert m.generate([1, 2, 3], max_tokens=20).ids != native_ids
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> transept.Model:
-    try:
-        return transept.load(pull("smollm2-135m-instruct"))
-    except SourceError as e:
-        pytest.skip(f"the published model cannot be fetched here: {e}")
-
-
-TEXT = (
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. "
-    "However little known"
-)
-
-
-def test_stored_numbers_are_run_as_they_are(smollm2: transept.Model) -> None:
-    source = describe(pull("smollm2-135m-instruct"))
-    ids = smollm2.encode(TEXT)
-    exact, fast = (
-        NativeRunner(source.empty(), StoredWeights(source), pages=8, threads=2, fast=rounded).step(
-            [Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))]
-        )
-        for rounded in (False, True)
-    )
-    with torch.inference_mode():
-        want = smollm2.model(torch.tensor([ids])).logits[0]
-    assert float((exact - want).abs().max()) <= 1e-3
-    assert torch.equal(exact.argmax(-1), want.argmax(-1))
-    p, q = want.log_softmax(-1), fast.log_softmax(-1)
-    assert float((p.exp() * (p - q)).sum(-1).mean()) <= 0.01

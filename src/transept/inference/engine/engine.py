@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from transept.core.errors import InputError, NumericsError, TranseptError
-from transept.core.shapes import Float, Tensor
-from transept.inference.engine.grammar import Grammar
-from transept.inference.engine.runner import Row, Runner, TorchRunner
 from transept.inference.engine.scheduler import Limits, Scheduler, Task, Work
-from transept.inference.engine.speculate import Drafter, Lookup
+from transept.inference.engine.speculate import Clock, Drafter, Lookup
 from transept.inference.generation import Detokenizer, Generation, StopScanner, Usage, check_length
+from transept.inference.rows import Row, Runner
 from transept.inference.sampling import Sampling, choose
 
-Processor = Callable[[Sequence[int], Float[Tensor, "v"]], Float[Tensor, "v"]]
-"""(all tokens so far, logits) -> logits."""
+Processor = Callable[[Sequence[int], Any], Any]
+"""(all tokens so far, logits [v] as a tensor) -> logits."""
+
+Logits = NDArray[np.float32]
 
 Top = tuple[tuple[int, float], ...]
 """The most probable tokens of one place with their log-probabilities."""
@@ -46,7 +48,7 @@ class Ask:
     top: int = 0
     priority: int = 0
     tenant: str = ""
-    grammar: Callable[[], Grammar] | None = None
+    grammar: Callable[[], Any] | None = None
     processors: Sequence[Processor] = ()
     speculate: bool = True
 
@@ -93,29 +95,30 @@ class Choice:
         self.waiting: list[tuple[int, float, Top]] = []
         self.begin, self.first = time.perf_counter(), 0.0
 
-    def emit(self, logits: Float[Tensor, "v"]) -> int:
-        """The next token, chosen as the plain loop chooses it, under the processors and the grammar."""
-        raw = scores = logits.float().cpu()
-        for process in self.ask.processors:
-            scores = process(self.tokens, scores)
-        if self.grammar is not None:
-            scores = scores.masked_fill(~self.grammar.mask(len(scores)), float("-inf"))
-        if scores is not raw and torch.isnan(raw).any():
-            raise NumericsError("the model's logits hold NaN: its weights or its input are damaged")
-        seen = torch.tensor(self.tokens if self.sampling.repetition_penalty != 1.0 else [], dtype=torch.long)
+    def emit(self, raw: Logits) -> int:
+        """The next token from the model's logits [v], chosen as the plain loop chooses it, under the processors and the grammar."""
+        scores = self._constrained(raw) if self.ask.processors or self.grammar is not None else raw
+        seen = self.tokens if self.sampling.repetition_penalty != 1.0 else ()
         token, logprob = choose(scores, seen, self.sampling, self.generator)
         if scores is not raw:
-            logprob = float(raw[token] - raw.logsumexp(-1))
+            logprob = float(raw[token]) - _mass(raw)
         if self.grammar is not None and token not in self.ask.ends:
             self.grammar.advance(token)
         self._note(token, logprob, raw)
         return token
 
-    def _note(self, token: int, logprob: float, raw: Float[Tensor, "v"]) -> None:
+    def _constrained(self, raw: Logits) -> Logits:
+        from transept.inference.engine.grammar import constrain
+
+        if np.isnan(raw).any():
+            raise NumericsError("the model's logits hold NaN: its weights or its input are damaged")
+        return constrain(raw, self.tokens, self.ask.processors, self.grammar)
+
+    def _note(self, token: int, logprob: float, raw: Logits) -> None:
         top: Top = ()
         if self.ask.top:
-            best = (raw - raw.logsumexp(-1)).topk(min(self.ask.top, len(raw)))
-            top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            best, mass = np.argpartition(raw, -min(self.ask.top, len(raw)))[-self.ask.top :], _mass(raw)
+            top = tuple((int(i), float(raw[i]) - mass) for i in best[np.argsort(-raw[best], kind="stable")])
         now, usage = time.perf_counter(), self.out.usage
         if not usage.completion_tokens:
             self.first, usage.prefill_seconds = now, now - self.begin
@@ -165,7 +168,7 @@ class Engine:
 
     def __init__(
         self,
-        model: torch.nn.Module | Runner,
+        model: Any,
         *,
         context: int | None = None,
         limits: Limits | None = None,
@@ -175,12 +178,14 @@ class Engine:
     ):
         self.limits = (limits or Limits()).check()
         self.context, self.tokenizer, self.drafter = context, tokenizer, drafter
-        if isinstance(model, torch.nn.Module):
+        if not isinstance(model, Runner):
+            from transept.inference.engine.runner import TorchRunner
+
             model = TorchRunner(model, pages=self.limits.pages, page=self.limits.page, context=context, deterministic=deterministic)
         self.runner: Runner = model
         self.scheduler = Scheduler(self.limits)
         self.choices: dict[int, Choice] = {}
-        self.next = 0
+        self.next, self.clock = 0, Clock()
         self.counts = {
             "steps": 0,
             "computed_tokens": 0,
@@ -203,10 +208,15 @@ class Engine:
             raise InputError(f"the request may reach {len(ask.prompt) + room} tokens, but the engine's cache holds {held}")
         return room
 
-    def add(self, ask: Ask, sink: Callable[[Event], None] | None = None) -> Handle:
-        """Takes in a request; `sink` is called with each Event in the thread of `step`. Errors: InputError."""
-        room, sink = self.room(ask), sink or (lambda event: None)
-        made = [Choice(ask, i, room, None if self.tokenizer is None else self.tokenizer(), sink) for i in range(ask.n)]
+    def add(
+        self, ask: Ask, sink: Callable[[Event], None] | None = None, tokenizer: Callable[[], Detokenizer] | None = None
+    ) -> Handle:
+        """Takes in a request; `sink` is called with each Event in the thread of `step`, `tokenizer` stands in for the engine's own.
+
+        Errors: InputError.
+        """
+        room, sink, tokenizer = self.room(ask), sink or (lambda event: None), tokenizer or self.tokenizer
+        made = [Choice(ask, i, room, None if tokenizer is None else tokenizer(), sink) for i in range(ask.n)]
         ids = tuple(range(self.next, self.next + ask.n))
         self.next += ask.n
         try:
@@ -231,15 +241,18 @@ class Engine:
 
     def step(self) -> bool:
         """Moves every request on as far as the limits allow; False where there was nothing to do."""
-        for id, choice in list(self.choices.items()):
-            self._guess(id, choice)
+        self._guess()
         plan = self.scheduler.schedule()
         if not plan:
             return False
         self.counts["steps"] += 1
         self.counts["computed_tokens"] += sum(len(work.tokens) for work in plan)
         self.runner.prepare([pair for work in plan for pair in work.copies], [page for work in plan for page in work.fresh])
-        for work, logits in self._compute(plan):
+        began = time.perf_counter()
+        results = list(self._compute(plan))
+        if all(len(work.tokens) == 1 + work.guessed for work in plan):
+            self.clock.seen(sum(len(work.tokens) for work in plan), time.perf_counter() - began)
+        for work, logits in results:
             if isinstance(logits, TranseptError):
                 self._fail(work.id, logits)
             else:
@@ -281,19 +294,27 @@ class Engine:
         self.scheduler.add(Task(id=id, tokens=list(choice.tokens), most=most, priority=ask.priority, tenant=ask.tenant, after=after))
         self.choices[id] = choice
 
-    def _guess(self, id: int, choice: Choice) -> None:
-        task = self.scheduler.tasks[id]
-        if choice.drafter is not None and task.running and task.lacking == 1:
+    def _guess(self) -> None:
+        guessing = [
+            (id, choice)
+            for id, choice in self.choices.items()
+            if choice.drafter is not None and (task := self.scheduler.tasks[id]).running and task.lacking == 1
+        ]
+        if not guessing:
+            return
+        rows = sum(task.running for task in self.scheduler.tasks.values())
+        cost, step = self.clock.cost(rows), self.clock.step(rows)
+        for id, choice in guessing:
             try:
-                task.draft = tuple(choice.drafter.propose())
+                self.scheduler.tasks[id].draft = tuple(choice.drafter.propose(cost, step)) if choice.drafter is not None else ()
             except Exception as error:
                 self._fail(id, _typed(error, "its drafter"))
 
-    def _compute(self, plan: list[Work]) -> Iterator[tuple[Work, Tensor | TranseptError]]:
+    def _compute(self, plan: list[Work]) -> Iterator[tuple[Work, Logits | TranseptError]]:
         """The logits of each work; where the step fails it is halved until only the culprit is left."""
         rows = [Row(work.tokens, work.start, work.pages, work.guessed + 1 if work.last else 0) for work in plan]
         try:
-            parts = self.runner.step(rows).split([row.logits for row in rows])
+            parts = np.split(_array(self.runner.step(rows)), np.cumsum([row.logits for row in rows])[:-1])
         except Exception as error:
             if len(plan) == 1:
                 yield plan[0], _typed(error, "its forward pass")
@@ -304,7 +325,7 @@ class Engine:
             return
         yield from zip(plan, parts, strict=True)
 
-    def _take(self, work: Work, logits: Float[Tensor, "n v"]) -> None:
+    def _take(self, work: Work, logits: Logits) -> None:
         choice = self.choices.get(work.id)
         if choice is None:
             return
@@ -350,6 +371,17 @@ class Engine:
         except Exception:
             # Its reader is gone: there is nobody left to tell.
             self.choices.pop(id, None)
+
+
+def _array(logits: Any) -> Logits:
+    """Logits as an array, wherever they lie."""
+    return np.asarray(logits.float().cpu() if hasattr(logits, "cpu") else logits, np.float32)
+
+
+def _mass(logits: Logits) -> float:
+    """The logarithm of the sum of exponentials."""
+    most = float(logits.max())
+    return most + float(np.log(np.exp(logits - np.float32(most)).sum(dtype=np.float64)))
 
 
 def _typed(error: Exception, where: str) -> TranseptError:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from transept.core.errors import InputError
 from transept.core.shapes import Bool, Tensor
@@ -123,6 +125,18 @@ class GrammarCompiler:
         if trial.is_error():
             raise InputError(f"the grammar is not usable: {trial.get_error()[:300]}")
         return lambda: Guided(first.deep_copy())
+
+
+def constrain(
+    logits: NDArray[np.float32], tokens: Sequence[int], processors: Sequence[Callable[[Sequence[int], Any], Any]], grammar: Grammar | None
+) -> NDArray[np.float32]:
+    """What the processors make of the logits [v] that follow the tokens, and -inf where the grammar allows nothing."""
+    scores = torch.from_numpy(logits)
+    for process in processors:
+        scores = process(tokens, scores)
+    if grammar is not None:
+        scores = scores.masked_fill(~grammar.mask(len(scores)), float("-inf"))
+    return scores.numpy()
 
 
 def _bounded(text: str) -> None:

@@ -1,7 +1,7 @@
 """One step of the engine on a model: rows of tokens in, logits out, keys and values in pages (rows 82c, 82d).
 
-`Runner` is the whole interface; the engine knows nothing else of how logits are made. `TorchRunner` runs every decoder of the house as it
-is: its attention finds a `Paged` slot where another cache would be.
+A `Runner` is all that the engine knows of how logits are made. `TorchRunner` runs every decoder of the house as it is: its attention finds
+a `Paged` slot where another cache would be.
 
 In the deterministic mode a token's bits do not depend on its neighbours, on chunking, on the prefix cache or on preemption. Three things
 see to it: every token is a batch row of its own, in calls of a few fixed numbers of rows (`SIZES`) that were found to give equal bits on
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,19 +29,6 @@ from transept.ops.masks import PAD, Positions
 SPAN = 64
 SIZES = (4, 8, 16, 32, 64)
 BASE = 16
-
-
-@runtime_checkable
-class Runner(Protocol):
-    """Computes steps. The rows of a step are independent: any subset may be computed again, and gives the same."""
-
-    def prepare(self, copies: Sequence[tuple[int, int]], fresh: Sequence[int]) -> None:
-        """Copies pages (from, to) in this order, then clears the fresh ones."""
-        ...
-
-    def step(self, rows: Sequence[Row]) -> Float[Tensor, "n v"]:
-        """Writes the columns of all rows and returns the wanted logits, row after row."""
-        ...
 
 
 @dataclass

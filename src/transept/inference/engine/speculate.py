@@ -6,8 +6,11 @@ is lost.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from transept.core.errors import InputError
 
 
 @runtime_checkable
@@ -18,8 +21,10 @@ class Drafter(Protocol):
         """These tokens follow."""
         ...
 
-    def propose(self) -> tuple[int, ...]:
-        """What may come next; empty for no guess."""
+    def propose(self, cost: float, step: float) -> tuple[int, ...]:
+        """What may come next; empty for no guess. A guessed token costs `cost` of what a token costs without guessing, which is `step`
+        seconds.
+        """
         ...
 
     def judged(self, proposed: int, accepted: int) -> None:
@@ -27,22 +32,82 @@ class Drafter(Protocol):
         ...
 
 
-class Lookup:
-    """Guesses that what followed the latest three tokens the last time follows them again.
+class Clock:
+    """What a further row costs: steps of n rows are taken to last a + b n seconds, fitted to those of the last while."""
 
-    The guess doubles when it was right throughout and halves when less than half of it was; after three misses in a row it pauses, each
-    time for twice as many tokens.
+    KEEP = 0.97
+    COST = 0.3
+    """Believed until steps of different sizes were seen."""
+
+    def __init__(self) -> None:
+        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def seen(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        new = (1.0, rows, rows * rows, seconds, rows * seconds)
+        self.sums = tuple(self.KEEP * old + value for old, value in zip(self.sums, new, strict=True))
+
+    def cost(self, rows: int) -> float:
+        """One more row, beside the mean of `rows` rows."""
+        weight, n, nn, t, nt = self.sums
+        spread = weight * nn - n * n
+        if spread <= 0.01 * weight * weight:
+            return self.COST
+        slope = (weight * nt - n * t) / spread
+        mean = (t / weight - slope * n / weight) / rows + slope
+        return min(1.0, max(0.02, slope / mean)) if mean > 0 else self.COST
+
+    def step(self, rows: int) -> float:
+        """Seconds of each of `rows` rows, so far as they are known."""
+        weight, n, _, t, _ = self.sums
+        return t / n if n else 0.0
+
+
+class Pace:
+    """How many tokens to guess: as many as pay for themselves at the share that was right of late; where none do, nothing for a while,
+    each time twice as long.
     """
 
+    KEEP = 0.9
+    PAUSE = 64
+    LONGEST = 4096
+
+    def __init__(self, most: int):
+        self.most, self.right, self.tried = most, 2.0, 3.0
+        self.pause, self.resume = self.PAUSE, 0
+
+    def length(self, at: int, cost: float, own: float = 0.0) -> int:
+        """Tokens to guess behind `at` others, each at this cost in the step and at `own` before it; both as parts of a plain step."""
+        if at < self.resume:
+            return 0
+        share, gain, best, length = self.right / self.tried, 1.0, 1.0, 0
+        for n in range(1, self.most + 1):
+            gain += share**n
+            if gain / (1.0 + n * (cost + own)) > best:
+                best, length = gain / (1.0 + n * (cost + own)), n
+        if not length:
+            # After the pause one guess decides anew.
+            self.resume, self.pause = at + self.pause, min(2 * self.pause, self.LONGEST)
+            self.right, self.tried = 0.5, 1.0
+        return length
+
+    def judged(self, proposed: int, accepted: int) -> None:
+        """So many of the guessed tokens were right: those behind the first wrong one say nothing."""
+        self.right = self.KEEP * self.right + accepted
+        self.tried = self.KEEP * self.tried + min(accepted + 1, proposed)
+        if accepted == proposed:
+            self.pause = self.PAUSE
+
+
+class Lookup:
+    """Guesses that what followed the latest three tokens the last time follows them again."""
+
     GRAM = 3
-    MISSES = 3
 
     def __init__(self, most: int = 8):
-        self.most, self.length = most, min(3, most)
+        self.pace = Pace(most)
         self.tokens: list[int] = []
         self.after: dict[tuple[int, ...], int] = {}
-        self.misses, self.pause, self.resume = 0, 16, 0
-        self.proposed = self.accepted = 0
 
     def push(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -51,21 +116,58 @@ class Lookup:
                 self.after[tuple(self.tokens[-self.GRAM :])] = len(self.tokens)
             self.tokens.append(token)
 
-    def propose(self) -> tuple[int, ...]:
-        if len(self.tokens) < self.resume:
-            return ()
+    def propose(self, cost: float, step: float) -> tuple[int, ...]:
         at = self.after.get(tuple(self.tokens[-self.GRAM :]))
-        return () if at is None else tuple(self.tokens[at : at + self.length])
+        return () if at is None else tuple(self.tokens[at : at + self.pace.length(len(self.tokens), cost)])
 
     def judged(self, proposed: int, accepted: int) -> None:
-        self.proposed += proposed
-        self.accepted += accepted
-        if accepted == proposed:
-            self.length = min(2 * self.length, self.most)
-        elif 2 * accepted < proposed:
-            self.length = max(1, self.length // 2)
-        self.misses = 0 if accepted else self.misses + 1
-        if self.misses >= self.MISSES:
-            self.misses, self.resume, self.pause = 0, len(self.tokens) + self.pause, min(2 * self.pause, 1024)
-        elif accepted:
-            self.pause = 16
+        self.pace.judged(proposed, accepted)
+
+
+class Draft:
+    """Guesses what a smaller lowered decoder of the same vocabulary would write greedily; `capacity` is its longest sequence."""
+
+    def __init__(self, model: Any, capacity: int, most: int = 5):
+        self.model, self.capacity, self.pace = model, capacity, Pace(most)
+        self.tokens: list[int] = []
+        self.guess: list[int] = []
+        self.state: Any = None
+        self.seconds = 0.0
+
+    def push(self, tokens: Sequence[int]) -> None:
+        # Columns of guesses that were wrong are written anew.
+        if self.state is not None:
+            self.state.length = min(self.state.length, len(self.tokens) + self._agreed(tokens))
+        self.tokens, self.guess = [*self.tokens, *tokens], []
+
+    def propose(self, cost: float, step: float) -> tuple[int, ...]:
+        own = self.seconds / step if step else 0.0
+        length = min(self.pace.length(len(self.tokens), cost, own), self.capacity - len(self.tokens))
+        if length < 1 or not self._begun():
+            return ()
+        fresh = self.tokens[self.state.length :]
+        for _ in range(length):
+            began = time.perf_counter()
+            token = int(self.model.advance(self.state, fresh).argmax())
+            if len(fresh) == 1:
+                spent = time.perf_counter() - began
+                self.seconds = 0.8 * self.seconds + 0.2 * spent if self.seconds else spent
+            fresh = [token]
+            self.guess.append(token)
+        return tuple(self.guess)
+
+    def judged(self, proposed: int, accepted: int) -> None:
+        self.pace.judged(proposed, accepted)
+
+    def _agreed(self, tokens: Sequence[int]) -> int:
+        pairs = enumerate(zip(tokens, self.guess, strict=False))
+        return next((i for i, (token, guessed) in pairs if token != guessed), min(len(tokens), len(self.guess)))
+
+    def _begun(self) -> bool:
+        if self.state is None:
+            try:
+                self.state = self.model.cache(1, self.capacity)
+            except InputError:
+                # Others hold its pages: decoding goes on without guesses.
+                return False
+        return True

@@ -1,4 +1,4 @@
-"""The native core behind the two interfaces of the house: the engine's Runner, and the plain loop's Predictor."""
+"""The native core behind the interfaces of the house: a decoder as the engine's Runner, an encoder as its module."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class NativeRunner(Steps):
 
 
 class NativeModel(Loop):
-    """A decoder, lowered for the plain loop."""
+    """A decoder, lowered to generate."""
 
     def __init__(self, model: nn.Module, weights: Weights, *, context: int | None, fast: bool = False, threads: int | None = None):
-        pages = pages_of(context)
-        super().__init__(NativeRunner(model, weights, pages=pages, fast=fast, threads=threads), pages)
+        runner = NativeRunner(model, weights, pages=pages_of(context) + 1, fast=fast, threads=threads)
+        super().__init__(runner, context=context)
 
 
 class NativeEncoder:

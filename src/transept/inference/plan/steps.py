@@ -1,16 +1,20 @@
-"""Runs the steps of a lowered decoder, and one sequence after another as the plain loop wants it. Needs numpy only, never torch."""
+"""Runs the steps of a lowered decoder for its engine and for the plain loop. Needs numpy only, never torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transept import native
 from transept.core.errors import InputError
+from transept.inference.engine.engine import Ask
+from transept.inference.engine.local import Local
+from transept.inference.generation import Detokenizer, Piece
 from transept.inference.rows import Row
 from transept.native.binding import PAGE
 
@@ -22,7 +26,7 @@ def cores() -> int:
 
 
 def pages_of(context: int | None) -> int:
-    """How many pages one sequence of the whole context takes."""
+    """How many pages one sequence of the whole context takes; a cache has one more, page 0, which belongs to nobody."""
     return -(-(context or 1 << 15) // PAGE)
 
 
@@ -43,6 +47,10 @@ class Steps:
         """Writes the columns of all rows and returns the wanted logits [n v], row after row; `seconds` [records] sums up their time."""
         parts = [part for batch in _batches(rows, self.max_rows) for part in self._run(batch, seconds)]
         return np.concatenate(parts) if parts else np.empty((0, self.out.width), np.float32)
+
+    def step(self, rows: Sequence[Row]) -> Any:
+        """Writes the columns of all rows and returns the wanted logits, row after row: what the engine asks of a Runner."""
+        return self.run(rows)
 
     def _run(self, rows: list[Row], seconds: NDArray[np.float64] | None) -> list[NDArray[np.float32]]:
         sizes = [len(row.tokens) for row in rows]
@@ -82,36 +90,36 @@ def _batches(rows: Sequence[Row], most: int) -> list[list[Row]]:
     return [batch for batch in batches if batch]
 
 
-@dataclass
-class State:
-    """The cache of one sequence: its pages and how many columns they hold."""
-
-    owner: Loop
-    pages: tuple[int, ...]
-    length: int = 0
-
-    def __del__(self) -> None:
-        self.owner.free.extend(self.pages)
-
-
 class Loop:
-    """A lowered decoder as the plain loop wants it: one sequence at a time, only the last column's logits are made."""
+    """A lowered decoder: `stream` runs in its engine, `cache` and `advance` are what the plain loop asks of a model."""
 
-    def __init__(self, runner: Steps, pages: int):
-        self.runner, self.free = runner, list(range(pages))
+    def __init__(self, runner: Steps, *, context: int | None):
+        self.runner, self.local = runner, Local(runner, pages=pages_of(context), page=PAGE, context=context)
+
+    def stream(self, ask: Ask, tokenizer: Callable[[], Detokenizer] | None = None) -> Iterator[Piece]:
+        """The pieces of a continuation, made by the engine; others may be read meanwhile."""
+        return self.local.stream(ask, tokenizer)
 
     def cache(self, batch: int, capacity: int = 64) -> State:
         """Pages for one sequence of `capacity` columns."""
-        wanted = -(-max(capacity, 1) // PAGE)
         if batch != 1:
             raise InputError(f"the native loop runs one sequence at a time, asked for {batch}: use the engine for more")
-        if wanted > len(self.free):
-            raise InputError(f"{capacity} columns need {wanted} pages of cache, but {len(self.free)} are free")
-        taken, self.free = self.free[:wanted], self.free[wanted:]
-        return State(self, tuple(taken))
+        return State(self.local, self.local.reserve(max(capacity, 1)))
 
     def advance(self, state: State, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits [v] that follow these tokens of the sequence."""
         logits = self.runner.run([Row(tuple(ids), state.length, state.pages, 1)])
         state.length += len(ids)
         return logits[0]
+
+
+@dataclass
+class State:
+    """The cache of one sequence: its pages and how many columns they hold."""
+
+    owner: Local
+    pages: tuple[int, ...]
+    length: int = 0
+
+    def __del__(self) -> None:
+        self.owner.release(self.pages)
