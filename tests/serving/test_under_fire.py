@@ -183,8 +183,8 @@ def injected(point: str, error: Exception, running: Running, patch: pytest.Monke
         return event.final is not None and len(event.final.ids) == 13
 
     def nan(found: Any) -> Any:
-        parts = plain_step(found).split([row.logits for row in found])
-        return torch.cat([part * float("nan") if his(row) else part for row, part in zip(found, parts, strict=True)])
+        parts = numpy.split(numpy.asarray(plain_step(found)), numpy.cumsum([row.logits for row in found])[:-1])
+        return numpy.concatenate([part * numpy.float32("nan") if his(row) else part for row, part in zip(found, parts, strict=True)])
 
     plain_step = engine.runner.step
     points: dict[str, Callable[[], None]] = {
