@@ -21,7 +21,7 @@ PROGRAM = """
 import sys, torch
 from pathlib import Path
 from transept.adapters.parallel import mesh, shard, split
-from transept.evaluation.invariants import Noisy, documents, small
+from transept.evaluation.subjects import Noisy, documents, small
 from transept.training.loop import Loop
 from transept.training.objectives.causal import Causal
 from transept.training.ranks import Ranks, joined

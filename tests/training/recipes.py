@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from transept.data.source import Windows
-from transept.evaluation.invariants import small
+from transept.evaluation.subjects import small
 from transept.training.objectives.causal import Causal
 from transept.training.run import Judging, Loading, Optim, Run, Settings
 

@@ -17,7 +17,7 @@ from torch import nn
 from tests.counts import FULL
 from transept.core.errors import CheckpointError, ConfigError, InputError
 from transept.data.source import Windows
-from transept.evaluation.invariants import Noisy, documents, small
+from transept.evaluation.subjects import Noisy, documents, small
 from transept.training import state
 from transept.training.batches import Sampler
 from transept.training.judge import measure
@@ -92,7 +92,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 COMPILED = """
 import sys, torch
 from pathlib import Path
-from transept.evaluation.invariants import documents, small
+from transept.evaluation.subjects import documents, small
 from transept.data.source import Windows
 from transept.training.loop import Loop
 from transept.training.objectives.causal import Causal

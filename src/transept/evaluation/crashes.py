@@ -23,7 +23,13 @@ from typing import Any
 import torch
 
 from transept.core.errors import CheckpointError
+from transept.evaluation.subjects import Noisy, bits, documents, small
 from transept.training import state
+from transept.training.log import read
+from transept.training.loop import Loop
+from transept.training.objectives.causal import Causal
+from transept.training.resume import restore
+from transept.training.run import Loading, Optim, Run, Saving, Schedule, Settings, Shape
 from transept.training.state import Disk, State
 
 Found = tuple[int, list[str]]
@@ -282,12 +288,6 @@ EVERY = 5
 
 def victim(folder: Path, steps: int = 10**6) -> int:
     """Trains a tiny model in `folder` from where it stands; returns the signal that stopped it, 0 for none."""
-    from transept.evaluation.invariants import Noisy, documents, small
-    from transept.training.loop import Loop
-    from transept.training.objectives.causal import Causal
-    from transept.training.resume import restore
-    from transept.training.run import Loading, Optim, Run, Saving, Schedule, Settings, Shape
-
     settings = Settings(
         steps=steps, ema=0.9, optim=Optim(lr=1e-3), schedule=Schedule(shape=Shape.CONSTANT, warmup=3), loading=Loading(batch=8, micro=4),
         saving=Saving(every=EVERY),
@@ -331,8 +331,6 @@ def _child(folder: Path) -> int:
 
 def _steps(folder: Path) -> int:
     """The last update that the log tells of."""
-    from transept.training.log import read
-
     path = folder / "log.jsonl"
     return max((line["step"] for line in read(path) if "loss" in line), default=0) if path.exists() else 0
 
@@ -366,8 +364,6 @@ def _kill(folder: Path, many: int, rng: random.Random) -> Iterator[str]:
 
 def _compared(folder: Path, steps: int) -> Iterator[str]:
     """The uninterrupted run, against what was found."""
-    from transept.evaluation.invariants import bits
-
     whole = folder.with_name("whole")
     victim(whole, steps)
     one, two = (state.latest(place / "checkpoints")[0] for place in (folder, whole))
@@ -401,12 +397,8 @@ def _stop(folder: Path, many: int, rng: random.Random) -> Iterator[str]:
 
 def main(what: str, many: int, seed: int) -> None:
     """Runs one of the two and prints [tried, [what did not hold]]."""
-    # Imported before the first fork, or each child would do it again.
-    import torch._dynamo  # the optimisers' first step would
+    import torch._dynamo  # the optimisers' first step would, in each child anew
 
-    import transept.evaluation.invariants
-
-    del transept
     torch.set_num_threads(1)
     trials: dict[str, Callable[[Path, int, random.Random], Iterator[str]]] = {"kill": _kill, "stop": _stop}
     with tempfile.TemporaryDirectory() as place:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import random
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +20,13 @@ import torch
 from torch import nn
 
 from transept.adapters.tune import Tune, tune
-from transept.checkpoints.safetensors import tensor_bytes
-from transept.core.batch import Batch, Draw, Sample
+from transept.core.batch import Batch, Draw
 from transept.core.errors import CheckpointError, NumericsError
 from transept.data.packing import Packed
 from transept.data.rows import LONGEST, Quarantine, Table
 from transept.data.source import Samples, Windows
 from transept.evaluation import crashes
-from transept.models.text import gpt
+from transept.evaluation.subjects import VOCAB, Noisy, bits, documents, small
 from transept.training import state
 from transept.training.batches import shares
 from transept.training.log import read
@@ -41,23 +38,7 @@ from transept.training.resume import restore, snapshot
 from transept.training.run import Guard, Judging, Loading, Optim, Precision, Run, Saving, Schedule, Settings, Shape
 
 Found = tuple[int, list[str]]
-VOCAB, TIMES = 32, 12
-
-
-def small(seed: int = 0, dropout: float = 0.0) -> nn.Module:
-    """A decoder of 3,000 numbers."""
-    torch.manual_seed(seed)
-    model = gpt.build(gpt.TINY["gpt2"].replace(vocab=VOCAB, dim=16, heads=2, ffn=24, layers=2, context=32))
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
-    return model
-
-
-def documents(many: int, seed: int, longest: int = 16) -> list[torch.Tensor]:
-    """Random texts of 2 to `longest` tokens."""
-    gen = torch.Generator().manual_seed(seed)
-    return [torch.randint(VOCAB, (int(torch.randint(2, longest + 1, (1,), generator=gen)),), generator=gen) for _ in range(many)]
+TIMES = 12
 
 
 def padded(texts: Sequence[torch.Tensor]) -> Samples:
@@ -126,19 +107,6 @@ class Following(nn.Module):
         self.teacher.lerp_(model.get_parameter("embed.tokens.weight").detach(), 0.1)
 
 
-class Noisy(Windows):
-    """Windows whose tokens are changed at random, as masking does."""
-
-    def collate(self, samples: Sequence[Sample], draw: Draw) -> Batch:
-        """Each row's noise comes from its own draw."""
-        rows = []
-        for j, sample in enumerate(samples):
-            gen = draw.at(j).generator("noise")
-            noise = torch.randint(VOCAB, sample["ids"].shape, generator=gen)
-            rows.append(torch.where(torch.rand(sample["ids"].shape, generator=gen) < 0.15, noise, sample["ids"]))
-        return {"ids": torch.stack(rows)}
-
-
 OBJECTIVES: dict[str, Callable[[nn.Module], Any]] = {"causal": lambda m: Causal(), "following": Following, "packed": lambda m: Causal()}
 
 
@@ -165,16 +133,6 @@ def configured(objective: str, precision: Precision, micro: int, workers: int, t
     )  # fmt: skip
     held = {"held": Windows(ids[:40], 8, 8)} if number % 2 else {}
     return Run(model, OBJECTIVES[objective](model), packed if objective == "packed" else Noisy(ids, 8), settings, eval=held)
-
-
-def bits(found: state.State) -> dict[str, Any]:
-    """What must be equal: every tensor as bytes, every fact but the clock."""
-    facts = {name: value for name, value in found.facts.items() if name not in ("elapsed", "record")}
-    if "beartype" in sys.modules:
-        # The type checker of the tests draws from Python's own generator.
-        facts["random"] = {name: value for name, value in facts["random"].items() if name != "python"}
-    tensors = {f"{g}.{name}": bytes(tensor_bytes(t)) for g, ts in found.tensors.items() for name, t in ts.items()}
-    return {"facts": json.dumps(facts, sort_keys=True), **tensors}
 
 
 def last(folder: Path) -> dict[str, Any]:
