@@ -390,6 +390,8 @@ def test_what_cannot_be_served_is_said_before_it_listens(folder: Path, tmp_path:
         ((str(tmp_path),), "LamaForCausalLM"),
         ((str(folder), "--host", "0.0.0.0"), "--api-key"),
         ((str(folder), "--limit", "n=9999"), "between 1 and"),
+        ((str(folder), "--api-key", "with a space"), "space"),
+        ((str(folder), "--api-key", "schlüssel"), "ASCII"),
         ((str(folder), "--context", "99999"), "1024"),
         ((str(folder), "--port", "70000"), "70000"),
         ((str(folder), "--memory", "0.0001"), "--memory"),

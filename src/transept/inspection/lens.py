@@ -62,7 +62,7 @@ def trunk_of(module: nn.Module) -> Any:
     masked = isinstance(trunk, Encoder) and isinstance(trunk.head, MaskedHead | PretrainHead)
     if not masked and not isinstance(trunk, Decoder | RecurrentLM):
         raise InputError(
-            f"lens: a {type(module).__name__} of this form scores no vocabulary, so there is no answer to read after each layer"
+            f"lens: this form of {type(module).__name__} scores no vocabulary, so there is no answer to read after each layer"
         )
     return trunk
 
