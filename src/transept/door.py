@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transept.blocks.seq2seq import EncoderDecoder
+from transept.blocks.seq2seq import BareEncoderDecoder, EncoderDecoder
 from transept.checkpoints import load as reader
 from transept.checkpoints.atomic import atomic
 from transept.checkpoints.quantized import Stored
@@ -21,7 +21,7 @@ from transept.core.errors import InputError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
 from transept.core.tap import listened
-from transept.data.text.tokenizer import Tokenizer
+from transept.data.text.tokenizer import Tokenizer, present
 from transept.inference import generation, tasks
 from transept.inference.batches import by_length, padded
 from transept.inference.beam import Plan, search
@@ -132,6 +132,7 @@ class Model(Talk):
         *,
         beams: int | None = None,
         max_tokens: int | None = None,
+        truncate: bool = False,
         batch: int = 32,
         progress: Callable[[int, int], None] | None = None,
         **search: Any,
@@ -139,15 +140,16 @@ class Model(Talk):
         """The translation of a text, or of each of a list: what an encoder-decoder writes when it has read them.
 
         `beams`, and in `search` penalty= and early=, are the checkpoint's own where they are not given; max_tokens is the checkpoint's,
-        else twice the source and 20. A list goes through in batches of like length. `progress(done, total)` counts texts.
+        else twice the source and 20. A list goes through in batches of like length. `progress(done, total)` counts texts. Raises InputError
+        for an empty text, and for one that is too long unless `truncate` is set, which warns of what it cut.
         """
         if not isinstance(self.model, EncoderDecoder):
-            raise InputError(f"a {self.family.name} model reads no source beside its target, so it does not translate; use generate")
+            raise InputError(f"a {self.family.name} model of this form does not translate: it writes no target beside a source")
         many = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(many):
             if not text.strip():
                 raise InputError(f"text {i} is empty")
-        rows = [self.encode(text) for text in many]
+        rows = tasks.within([self.encode(text) for text in many], self.context, truncate, len(self._tokenizer().after))
         found = self._search(rows, self._plan(max_tokens, self.rules.beams if beams is None else beams, **search), batch, progress)
         return found[0].text if isinstance(texts, str) else [g.text for g in found]
 
@@ -298,8 +300,7 @@ def tokenizer_of(source: reader.Source) -> Tokenizer | None:
     """The tokenizer that lies with a checkpoint; None where there is none."""
     if source.path.suffix == ".gguf":
         return Tokenizer.from_gguf(dict(source.metadata)) if "tokenizer.ggml.tokens" in source.metadata else None
-    named = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.txt")
-    return Tokenizer.from_folder(source.path) if any((source.path / name).exists() for name in named) else None
+    return Tokenizer.from_folder(source.path) if present(source.path) else None
 
 
 def save(m: Model, folder: str | Path, *, coded: Mapping[str, Stored] | None = None) -> Path:
@@ -310,7 +311,7 @@ def save(m: Model, folder: str | Path, *, coded: Mapping[str, Stored] | None = N
     form = form_for(m.family, m.spec, m.form)
     ends = list(m.ends)
     # Readers of an encoder-decoder put its padding into its table, so there "none" is said too.
-    extra: dict[str, Any] = ({"pad_token_id": None} if isinstance(m.model, EncoderDecoder) else {}) | m.rules.ids()
+    extra: dict[str, Any] = ({"pad_token_id": None} if isinstance(m.model, BareEncoderDecoder) else {}) | m.rules.ids()
     if m.tokenizer is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         m.tokenizer.save(folder)

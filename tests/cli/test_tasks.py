@@ -131,6 +131,57 @@ def test_a_cut_text_is_said_aloud(capsys: pytest.CaptureFixture[str], encoder: P
     assert code == 0 and len(out.splitlines()) == 2 and "1 of 2 texts were cut to 40 tokens" in err
 
 
+def test_a_cut_source_is_said_aloud(capsys: pytest.CaptureFixture[str], marian: Path) -> None:
+    """What is left of it is translated as transformers translates what its tokenizer leaves."""
+    theirs, tok = tf.MarianMTModel.from_pretrained(marian).eval(), tf.AutoTokenizer.from_pretrained(marian)
+    long = "the house is small " * 20
+    ids = tok(long, return_tensors="pt", truncation=True, max_length=40)
+    expected = tok.decode(theirs.generate(**ids, num_beams=1)[0], skip_special_tokens=True)
+    code, out, err = run(capsys, "translate", str(marian), "a dog", long, "--beams", "1", "--truncate")
+    assert code == 0 and out.splitlines()[1] == expected and "1 of 2 texts were cut to 40 tokens: text 1 has" in err
+    code, out, _ = run(capsys, "translate", str(marian), long, "--beams", "1", "--truncate", "--json")
+    record = json.loads(out)
+    assert code == 0 and record["translations"] == [expected] and "were cut to 40 tokens" in record["notes"][0]
+
+
+ANSWERS: dict[str, tuple[Any, int, tuple[str, ...]]] = {
+    "one character on": ("dog", 7, ("'dog'", "question 7", "character 7", "'og'")),
+    "behind the end": ("dog", 99, ("character 99", "9 characters")),
+    "before the beginning": ("dog", -3, ("character -3",)),
+    "another text": ("cat", 6, ("'cat'", "'dog'")),
+    "longer than the context": ("dog and a cat", 6, ("'dog and a cat'", "9 characters")),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_outside_of_its_context_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], encoder: Path, tmp_path: Path, name: str
+) -> None:
+    """The same file of questions is what training reads."""
+    text, at, said = ANSWERS[name]
+    asked = {"id": "7", "question": "who?", "answers": [{"text": text, "answer_start": at}]}
+    record = {"data": [{"title": "dogs", "paragraphs": [{"context": "a big dog", "qas": [asked]}]}]}
+    (tmp_path / "questions.json").write_text(json.dumps(record))
+    code, out, err = run(capsys, "eval", "squad", str(encoder), "--data", str(tmp_path / "questions.json"))
+    assert code == 1 and out == "" and err.startswith("transept: ") and err.count("\n") == 1
+    assert all(word in err for word in (*said, "questions.json")), err
+
+
+def test_a_judge_of_pairs_that_is_given_one_text_says_so(capsys: pytest.CaptureFixture[str], encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder, tmp_path / "pairs")
+    torch.manual_seed(0)
+    config = tf.BertConfig.from_pretrained(encoder)
+    spread(tf.BertForNextSentencePrediction(config)).save_pretrained(tmp_path / "pairs")
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "dev.tsv").write_text("sentence\tlabel\na big dog\t1\n")
+    code, out, err = run(capsys, "eval", "glue", f"sst2={tmp_path / 'pairs'}", "--data", str(tmp_path))
+    assert code == 1 and out == "" and "text 0 stands alone" in err and "pairs" in err and err.count("\n") == 1
+    (tmp_path / "MRPC").mkdir()
+    (tmp_path / "MRPC" / "dev.tsv").write_text("Quality\t#1 String\n1\ta big dog\n")
+    code, out, err = run(capsys, "eval", "glue", f"mrpc={tmp_path / 'pairs'}", "--data", str(tmp_path))
+    assert code == 1 and out == "" and "'#2 String'" in err and err.count("\n") == 1
+
+
 def test_search_reports_what_it_cannot_read(
     capsys: pytest.CaptureFixture[str], encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,9 @@ from torch import nn
 
 from transept.blocks.block import Block
 from transept.blocks.cache import Cache, Memory
-from transept.blocks.encoder import States
+from transept.blocks.encoder import SpanOutput, States
 from transept.blocks.heads import Head, at
-from transept.blocks.stack import Decoder, Output, Stack, context
+from transept.blocks.stack import Decoder, Output, Stack, Trunk, context
 from transept.core.errors import InputError
 from transept.core.shapes import Bool, Float, Int, Tensor
 
@@ -33,14 +33,37 @@ class SourceEncoder(Reader):
         self.embed = embed
         self.stack = Stack(layers, norm)
 
-    def forward(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> States:
+    def forward(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> Output | States:
         """The last states of every token; `mask` is True at real ones."""
-        return States(self.encode(ids, mask).states)
+        return States(self.states(ids, mask=mask))
+
+    def states(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> Float[Tensor, "b s d"]:
+        """The same, by themselves."""
+        return self.encode(ids, mask).states
 
     def encode(self, source: Int[Tensor, "b s"], mask: Bool[Tensor, "_ _"] | None = None) -> Memory:
         """The same, as a memory for cross-attention."""
         ctx = context(source, mask, None)
         return Memory(self.stack(self.embed(source, ctx.positions.index), ctx), ctx.positions, source)
+
+
+class HeadedSource(SourceEncoder):
+    """The same under a head that reads every token's state (T5's token classifier)."""
+
+    def __init__(self, embed: nn.Module, layers: Sequence[Block], norm: nn.Module, head: nn.Module):
+        super().__init__(embed, layers, norm)
+        self.head = head
+
+    def forward(self, ids: Int[Tensor, "b s"], *, mask: Bool[Tensor, "b s"] | None = None) -> Output:
+        """What the head makes of the last states."""
+        return self.head(self.states(ids, mask=mask))
+
+
+@dataclass
+class Seq2SeqStates(States):
+    """The decoder's last states beside what the encoder made of the source."""
+
+    encoded: Float[Tensor, "#b s m"]
 
 
 @dataclass
@@ -50,10 +73,10 @@ class Seq2SeqOutput(Output):
     encoded: Float[Tensor, "#b s m"]
 
 
-class EncoderDecoder(nn.Module):
+class BareEncoderDecoder(nn.Module):
     """A decoder whose cross-attention looks at what an encoder made of a source (Vaswani et al. 2017, figure 1; rows 38, 39)."""
 
-    def __init__(self, encoder: Reader, decoder: Decoder):
+    def __init__(self, encoder: Reader, decoder: Trunk):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
@@ -65,15 +88,14 @@ class EncoderDecoder(nn.Module):
         source_mask: Bool[Tensor, "c s"] | None = None,
         mask: Bool[Tensor, "b t"] | None = None,
         cache: Cache | None = None,
-    ) -> Seq2SeqOutput:
-        """Logits and last states of the target's tokens `ids`, each seeing the earlier ones and all of `source`.
+    ) -> Seq2SeqStates | Seq2SeqOutput:
+        """Last states of the target's tokens `ids`, each seeing the earlier ones and all of `source`.
 
         `source` has as many rows as `ids`, or one for all; `source_mask` and `mask` are True at real tokens. A cache keeps what it was
         given first: later calls may leave the source out. Raises InputError where there is no source, or another than the cache holds.
         """
         memory = self.remember(source, source_mask, cache)
-        hidden = self.decoder.hidden(ids, mask=mask, cache=cache, memory=fitting(memory, len(ids)))
-        return Seq2SeqOutput(logits=self.decoder.head(hidden), hidden=hidden, encoded=memory.states)
+        return Seq2SeqStates(self.decoder.hidden(ids, mask=mask, cache=cache, memory=fitting(memory, len(ids))), memory.states)
 
     def remember(self, source: Tensor | None, mask: Bool[Tensor, "b s"] | None, cache: Cache | None) -> Memory:
         """What the source says, from the cache where it is there."""
@@ -91,6 +113,27 @@ class EncoderDecoder(nn.Module):
     def encode(self, source: Tensor, mask: Bool[Tensor, "_ _"] | None = None) -> Memory:
         """What the encoder makes of a source."""
         return self.encoder.encode(source, mask)
+
+
+class EncoderDecoder(BareEncoderDecoder):
+    """The same with a head over the vocabulary, which writes token by token."""
+
+    def __init__(self, encoder: Reader, decoder: Decoder):
+        super().__init__(encoder, decoder)
+        self.decoder: Decoder = decoder
+
+    def forward(
+        self,
+        ids: Int[Tensor, "b t"],
+        *,
+        source: Tensor | None = None,
+        source_mask: Bool[Tensor, "c s"] | None = None,
+        mask: Bool[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> Seq2SeqOutput:
+        """The states, and their scores of the vocabulary."""
+        found = super().forward(ids, source=source, source_mask=source_mask, mask=mask, cache=cache)
+        return Seq2SeqOutput(logits=self.decoder.head(found.hidden), hidden=found.hidden, encoded=found.encoded)
 
     def cache(self, batch: int, capacity: int = 64) -> Cache:
         """An empty cache of the decoder for `batch` rows."""
@@ -144,23 +187,57 @@ class SentenceHead(nn.Module):
         return self.out(self.dense(x).tanh())
 
 
-class SentenceEncoderDecoder(nn.Module):
-    """Reads a text on both sides and scores its classes by the decoder's state at the last `end` token."""
+class TextEncoderDecoder(nn.Module):
+    """Reads one text on both sides, the decoder moved one column to the right behind a `start` token; its head reads every state (Lewis et
+    al. 2019, sections 3.1 and 3.2).
+    """
+
+    def __init__(self, encoder: SourceEncoder, decoder: Decoder, start: int):
+        super().__init__()
+        self.encoder, self.decoder, self.start = encoder, decoder, start
+
+    @property
+    def head(self) -> nn.Module:
+        """What reads the decoder's states."""
+        return self.decoder.head
+
+    def forward(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, segments: Int[Tensor, "b t"] | None = None
+    ) -> Output | SpanOutput:
+        """What the head makes of the decoder's last states."""
+        return self.head(self.states(ids, mask=mask, segments=segments))
+
+    def states(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, segments: Int[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The decoder's last states, before the head; a second segment is refused."""
+        return self.both(ids, mask, segments)[0]
+
+    def both(
+        self, ids: Int[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None, segments: Int[Tensor, "b t"] | None
+    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+        """The last states of the decoder and of the encoder."""
+        if segments is not None and not segments.is_meta and segments.any():
+            raise InputError("the input has a second segment, but this model has no segments")
+        memory = self.encoder.encode(ids, mask)
+        target = torch.cat((torch.full_like(ids[:, :1], self.start), ids[:, :-1]), 1)
+        return self.decoder.hidden(target, memory=memory), memory.states
+
+
+class SentenceEncoderDecoder(TextEncoderDecoder):
+    """Scores the classes of a text by the decoder's state at the last `end` token."""
 
     def __init__(self, encoder: SourceEncoder, decoder: Decoder, end: int, start: int):
-        super().__init__()
-        self.encoder, self.decoder, self.end, self.start = encoder, decoder, end, start
+        super().__init__(encoder, decoder, start)
+        self.end = end
 
-    def forward(self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None) -> Seq2SeqOutput:
-        """Classes of each row; the decoder reads the same text, moved one column to the right behind a `start` token.
-
-        Raises InputError where a row has no end token.
-        """
+    def forward(
+        self, ids: Int[Tensor, "b t"], *, mask: Bool[Tensor, "b t"] | None = None, segments: Int[Tensor, "b t"] | None = None
+    ) -> Seq2SeqOutput:
+        """Classes of each row. Raises InputError where a row has no end token."""
         ended = (ids == self.end).long()
         if not ids.is_meta and not bool(ended.any(1).all()):
             raise InputError(f"each text should hold the end token {self.end}, by whose state it is classified")
-        memory = self.encoder.encode(ids, mask)
-        target = torch.cat((torch.full_like(ids[:, :1], self.start), ids[:, :-1]), 1)
-        hidden = self.decoder.hidden(target, memory=memory)
+        hidden, encoded = self.both(ids, mask, segments)
         where = ids.shape[1] - 1 - ended.flip(1).argmax(1)
-        return Seq2SeqOutput(logits=self.decoder.head(at(hidden, where)), hidden=hidden, encoded=memory.states)
+        return Seq2SeqOutput(logits=self.head(at(hidden, where)), hidden=hidden, encoded=encoded)

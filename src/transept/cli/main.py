@@ -65,6 +65,7 @@ def _tasks(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("texts", nargs="*", metavar="TEXT", help="the texts; none or - reads one from each line of standard input")
     sub.add_argument("--beams", type=int, default=None, metavar="K", help="beam search over K translations (default: the checkpoint's own)")
     sub.add_argument("--max-tokens", type=int, default=None, metavar="N")
+    sub.add_argument("--truncate", action="store_true", help="cut texts that are too long, and say so")
     sub = command("search", "The files of a folder whose text is nearest in meaning to a query.", table=True)
     sub.add_argument("folder")
     sub.add_argument("query")

@@ -48,9 +48,9 @@ def fill(args: argparse.Namespace) -> int:
 def translate(args: argparse.Namespace) -> int:
     """Prints the translation of each text, a line for each."""
     m, texts = _load(args.model), _texts(args.texts)
-    with loading("translating", "texts") as progress:
-        found = m.translate(texts, beams=args.beams, max_tokens=args.max_tokens, progress=progress)
-    print(json.dumps({"model": args.model, "translations": found}) if args.json else "\n".join(found))
+    with _notes() as notes, loading("translating", "texts") as progress:
+        found = m.translate(texts, beams=args.beams, max_tokens=args.max_tokens, truncate=args.truncate, progress=progress)
+    print(json.dumps({"model": args.model, "translations": found, "notes": notes}) if args.json else "\n".join(found))
     return 0
 
 

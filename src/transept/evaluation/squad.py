@@ -35,16 +35,24 @@ class Question:
 
 
 def read(path: str | Path) -> list[Question]:
-    """The questions of a file in SQuAD's JSON, plain or .xz. Errors: InputError for another form, CheckpointError for damage."""
+    """The questions of a file in SQuAD's JSON, plain or .xz. Errors: InputError for another form and for an answer that does not stand in
+    its context where it is said to, CheckpointError for damage."""
     path = Path(path)
     if path.stat().st_size > _LARGEST:
         raise InputError(f"{path} is {path.stat().st_size} bytes long; at most {_LARGEST} are read")
     raw = path.read_bytes()
     record = strict_json(path, "the file", lzma.decompress(raw) if path.suffix == ".xz" else raw)
     try:
-        return [_question(article["title"], p["context"], q) for article in record["data"] for p in article["paragraphs"] for q in p["qas"]]
-    except (KeyError, TypeError) as e:
+        found = [_question(a["title"], p["context"], q) for a in record["data"] for p in a["paragraphs"] for q in p["qas"]]
+    except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not of SQuAD's form: data, paragraphs, qas, answers ({e})") from e
+    for q in found:
+        for text, at in q.answers:
+            if at < 0 or q.context[at : at + len(text)] != text:
+                there = q.context[max(at, 0) :][: len(text)]
+                said = f"{path}: the answer {text[:60]!r} to question {q.id} should stand at character {at} of its context"
+                raise InputError(f"{said}, which has {len(q.context)} characters and there {there[:60]!r}")
+    return found
 
 
 def normalised(answer: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from transept.blocks.encoder import MaskedHead, NextHead, PretrainHead, RowHead, SpanHead, TokenHead
+from transept.blocks.seq2seq import SentenceHead
 from transept.core.errors import InputError, TokenizerError
 from transept.core.shapes import Bool, Float, Int, Tensor
 from transept.inference.batches import by_length
@@ -113,7 +114,7 @@ def embed(
     which warns of what it cut.
     """
     rows = [_encode(tokenizer, text, i) for i, text in enumerate(texts)]
-    rows = _within(rows, limit, truncate, len(tokenizer.after))
+    rows = within(rows, limit, truncate, len(tokenizer.after))
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     done = 0
     for group in _alike(rows, batch, model):
@@ -135,7 +136,7 @@ def fill_mask(model: Reader, tokenizer: Texts, text: str, *, top: int, limit: in
     head = _head(model, (MaskedHead, PretrainHead), "fill masks", "masked-language form")
     if tokenizer.mask_id is None:
         raise TokenizerError("this model's tokenizer has no mask token")
-    ids = _within([tokenizer.encode(text, parse_specials=True)], limit, None, 0)[0]
+    ids = within([tokenizer.encode(text, parse_specials=True)], limit, None, 0)[0]
     where = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
     if not where:
         raise InputError(f"the text has no mask: put {tokenizer.token(tokenizer.mask_id)} where a word is wanted")
@@ -160,7 +161,7 @@ def classify(
     batch: int = 32,
 ) -> list[Label]:
     """The class of each text, or of each pair of texts; `labels` are the names of the classes."""
-    head = _head(model, (RowHead,), "score classes of a text", "classification form")
+    head = _head(model, (RowHead, SentenceHead), "score classes of a text", "classification form")
     names = _NEXT if isinstance(head, NextHead) else tuple(labels) or tuple(f"LABEL_{i}" for i in range(head.out.out_features))
     rows, segments = [], []
     for i, text in enumerate(texts):
@@ -169,7 +170,7 @@ def classify(
         row = Row(_encode(tokenizer, text, i), [], [], []) if isinstance(text, str) else aligned(tokenizer, *text)
         rows.append(row.ids)
         segments.append(row.segments or [0] * len(row.ids))
-    cut = _within(rows, limit, truncate, len(tokenizer.after))
+    cut = within(rows, limit, truncate, len(tokenizer.after))
     segments = [kinds[: len(row)] for kinds, row in zip(segments, cut, strict=True)]
     out: dict[int, Label] = {}
     for group in _alike(cut, batch, model):
@@ -187,7 +188,7 @@ def tag(model: Reader, tokenizer: Texts, text: str, labels: Sequence[str], *, li
     _head(model, (TokenHead,), "score classes of words", "token-classification form")
     _encode(tokenizer, text, 0)
     row = aligned(tokenizer, text)
-    _within([row.ids], limit, None, 0)
+    within([row.ids], limit, None, 0)
     with torch.inference_mode():
         chances = model(torch.tensor([row.ids], device=_device(model))).logits[0].float().softmax(-1)
     best = chances.max(-1)
@@ -253,7 +254,7 @@ def _encode(tokenizer: Texts, text: str, number: int) -> list[int]:
     return tokenizer.encode(text)
 
 
-def _within(rows: list[list[int]], limit: int | None, truncate: bool | None, tail: int) -> list[list[int]]:
+def within(rows: list[list[int]], limit: int | None, truncate: bool | None, tail: int) -> list[list[int]]:
     """The rows, none longer than the limit; a cut row keeps its last `tail` tokens, which close it. `truncate` None: nothing can be cut."""
     long = [i for i, row in enumerate(rows) if limit is not None and len(row) > limit]
     if not long or limit is None:
@@ -263,7 +264,7 @@ def _within(rows: list[list[int]], limit: int | None, truncate: bool | None, tai
         raise InputError(f"{first}: shorten it by {len(rows[long[0]]) - limit}")
     if not truncate:
         raise InputError(f"{first}: shorten it, or have its beginning read with truncate=True (--truncate)")
-    warnings.warn(f"{len(long)} of {len(rows)} texts were cut to {limit} tokens: {first}", stacklevel=4)
+    warnings.warn(f"{len(long)} of {len(rows)} texts were cut to {limit} tokens: {first}", stacklevel=3)
     return [row if len(row) <= limit else [*row[: limit - tail], *(row[-tail:] if tail else [])] for row in rows]
 
 

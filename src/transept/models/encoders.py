@@ -158,19 +158,22 @@ def drops(*names: str) -> tuple[Drop, ...]:
     return tuple(Drop(f"{name}.{leaf}") for name in names for leaf in ("weight", "bias"))
 
 
-def _labels(c: Mapping[str, Any]) -> tuple[str, ...]:
-    names = c.get("id2label")
-    if names is None:
-        return tuple(f"LABEL_{i}" for i in range(c.get("num_labels") or 2))
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+def labels(unsaid: int) -> Derived:
+    """The names of the classes; a configuration that says nothing of them means that many."""
+
+    def read(c: Mapping[str, Any]) -> tuple[str, ...]:
+        names = c.get("id2label")
+        if names is None:
+            return tuple(f"LABEL_{i}" for i in range(c.get("num_labels") or unsaid))
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+
+    def write(s: Any) -> dict[str, Any]:
+        return {"id2label": {str(i): name for i, name in enumerate(s.labels)}, "label2id": {name: i for i, name in enumerate(s.labels)}}
+
+    return Derived("labels", ("id2label", "label2id", "num_labels"), read, write)
 
 
-LABELS = Derived(
-    "labels",
-    ("id2label", "label2id", "num_labels"),
-    _labels,
-    lambda s: {"id2label": {str(i): name for i, name in enumerate(s.labels)}, "label2id": {name: i for i, name in enumerate(s.labels)}},
-)
+LABELS = labels(2)
 
 BERT_FIELDS: tuple[Entry, ...] = (
     ("vocab", "vocab_size"),

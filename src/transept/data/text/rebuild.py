@@ -67,6 +67,15 @@ def bookends(before: tuple[str, int] | None, after: tuple[str, int] | None) -> J
     return {"type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1), "special_tokens": tokens}
 
 
+def pair(cls: str, sep: str, vocab: Mapping[str, int]) -> Json:
+    """The post-processor of `[CLS] a [SEP] b [SEP]`, with segments 0 and 1 (Devlin et al. 2018)."""
+    first = [{"SpecialToken": {"id": cls, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    first.append({"SpecialToken": {"id": sep, "type_id": 0}})
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": sep, "type_id": 1}}]
+    known = {text: {"id": text, "ids": [vocab[text]], "tokens": [text]} for text in (cls, sep)}
+    return {"type": "TemplateProcessing", "single": first, "pair": first + second, "special_tokens": known}
+
+
 def document(model: Json, tokens: list[Json], *, normalizer: Json | None, pre: Json | None, post: Json | None, decoder: Json) -> Json:
     """A whole tokenizer.json."""
     return {
@@ -118,14 +127,7 @@ def word_pieces(vocab: Mapping[str, int], lower: bool) -> Json:
     if "unk" not in names:
         raise TokenizerError("the WordPiece vocabulary lacks [UNK]")
     model = {"type": "WordPiece", "unk_token": names["unk"], "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
-    post = None
-    if "cls" in names and "sep" in names:
-        cls, sep = names["cls"], names["sep"]
-        first = [{"SpecialToken": {"id": cls, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-        first.append({"SpecialToken": {"id": sep, "type_id": 0}})
-        second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": sep, "type_id": 1}}]
-        known = {text: {"id": text, "ids": [vocab[text]], "tokens": [text]} for text in (cls, sep)}
-        post = {"type": "TemplateProcessing", "single": first, "pair": first + second, "special_tokens": known}
+    post = pair(names["cls"], names["sep"], vocab) if "cls" in names and "sep" in names else None
     return document(
         model | {"vocab": dict(vocab)},
         added((vocab[text], text, True) for text in names.values()),

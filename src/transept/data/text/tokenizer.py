@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from transept.core.errors import TokenizerError, nearest
-from transept.data.text import native, rebuild, stream, template
+from transept.data.text import marian, native, rebuild, sentencepiece, stream, template
 
 NAMES = ("bos", "eos", "unk", "pad", "mask", "sep", "cls")
+FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.txt")
+MODELS = {"t5": ("spiece.model", sentencepiece.t5), "deberta-v2": ("spm.model", sentencepiece.deberta)}
+"""SentencePiece's file by the kind of model, and how it is read: pieces and marks differ from kind to kind."""
+# What the models of these kinds call their special pieces where their folders do not say it.
+USUAL = {
+    "t5": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    "deberta-v2": {"bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]", "sep": "[SEP]", "cls": "[CLS]"},
+}
 
 
 class Tokenizer:
@@ -28,10 +36,13 @@ class Tokenizer:
         chat_template: str | None = None,
         context: int | None = None,
         where: str = "tokenizer",
+        numbers: marian.Numbers | None = None,
     ) -> None:
         self.source = dict(source)
         self.where = where
-        self.native = native.build(self.source, where)
+        self.numbers = numbers
+        built = native.build(self.source, where)
+        self.native: Any = built if numbers is None else marian.Renumbered(built, numbers)
         self.named = dict(names)
         self.chat_template = chat_template
         self.context = context
@@ -46,14 +57,20 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer of a checkpoint folder: `tokenizer.json`, or GPT-2's two files, or BERT's `vocab.txt`.
+        """The tokenizer of a checkpoint folder: `tokenizer.json`, or GPT-2's two files, or BERT's `vocab.txt`, or SentencePiece's models as
+        T5, DeBERTa and Marian have them.
 
         Errors: TokenizerError naming the file where nothing is there or something is damaged.
         """
         folder = Path(path)
         config = optional(folder / "tokenizer_config.json")
+        if marian.fits(folder):
+            source, numbers = marian.read(folder)
+            longest = limit(config.get("model_max_length"))
+            return cls(source, numbers.names, eos_ids=stops_of(folder), context=longest, where=str(folder), numbers=numbers)
         source = read_source(folder, config)
-        texts = special_texts(config, optional(folder / "special_tokens_map.json"))
+        usual = {} if (folder / "tokenizer.json").is_file() else USUAL.get(kind_of(folder), {})
+        texts = usual | special_texts(config, optional(folder / "special_tokens_map.json"))
         ids = {token["content"]: token["id"] for token in source.get("added_tokens") or ()}
         vocab = source["model"].get("vocab") if isinstance(source.get("model"), Mapping) else None
         known = (dict(vocab) if isinstance(vocab, Mapping) else {}) | ids
@@ -64,13 +81,10 @@ class Tokenizer:
         source["added_tokens"] = mark_special(source.get("added_tokens") or [], {n: t for t, n in known.items() if n in marked})
         if not (folder / "tokenizer.json").is_file():
             override_ends(source, config, names, {n: t for t, n in known.items() if n in marked})
-        generation = optional(folder / "generation_config.json") or optional(folder / "config.json")
-        stops = generation.get("eos_token_id")
-        stops = [stops] if isinstance(stops, int) else stops if isinstance(stops, list) else []
         return cls(
             source,
             names,
-            eos_ids=[n for n in stops if isinstance(n, int)],
+            eos_ids=stops_of(folder),
             chat_template=read_template(folder, config),
             context=limit(config.get("model_max_length")),
             where=str(folder),
@@ -89,6 +103,8 @@ class Tokenizer:
 
     def fallback(self) -> int | None:
         """The id that the model itself gives to what it does not know; plain text may contain it."""
+        if self.numbers is not None:
+            return self.numbers.names["unk"]
         model = self.source["model"]
         unk = model.get("unk_token")
         return model.get("unk_id") if unk is None else self.native.token_to_id(unk)
@@ -171,8 +187,12 @@ class Tokenizer:
             if not 0 <= n <= self.largest:
                 raise TokenizerError(f"{self.where}: token id {n}; an id from 0 to {self.largest} was expected")
         kept = [int(n) for n in ids if not (skip_specials and n in self.specials)]
+        return self.spelled(kept) if self.numbers is None else self.spelled(kept).rstrip()
+
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The text of ids that are there; Marian's with the spaces at its end."""
         with native.boundary(self.where):
-            return self.native.decode(kept, skip_special_tokens=False)
+            return self.native.decode(list(ids), skip_special_tokens=False)
 
     def stream(self, skip_specials: bool = True) -> stream.Stream:
         """An incremental decoder: `push(id)` gives the text that became complete, `finish()` the rest."""
@@ -181,7 +201,7 @@ class Tokenizer:
         if decoder.get("type") == "ByteLevel":
             return stream.ByteStream(self.token, skipped)
         held = frozenset(n for text, n in self.native.get_vocab().items() if len(text) == 6 and text[:3] == "<0x" and text[5] == ">")
-        return stream.WindowStream(lambda ids: self.decode(ids, skip_specials=False), held, skipped)
+        return stream.WindowStream(self.spelled, held, skipped)
 
     def texts(self) -> dict[str, str]:
         """`{"bos_token": "<s>", ...}` as chat templates expect it."""
@@ -220,9 +240,16 @@ class Tokenizer:
         return [*before, *ids]
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, as transformers and vLLM load them."""
+        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, as transformers and vLLM load them; Marian's three files
+        as they were found."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
+        if self.numbers is not None:
+            for name, content in self.numbers.files.items():
+                (target / name).write_bytes(content)
+            marks = {"tokenizer_class": "MarianTokenizer"} | ({} if self.context is None else {"model_max_length": self.context})
+            (target / "tokenizer_config.json").write_text(json.dumps(marks, indent=2) + "\n", encoding="utf-8")
+            return
         (target / "tokenizer.json").write_text(json.dumps(self.source, ensure_ascii=False, indent=1), encoding="utf-8")
         texts = self.texts()
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **texts}
@@ -251,8 +278,10 @@ class Tokenizer:
             return True
         return self.natural is not None and self.natural in ids and self.token(self.natural) in text
 
-    def plain(self) -> native.Native:
+    def plain(self) -> Any:
         """A second native tokenizer whose special tokens cannot be written: their spellings are replaced in the vocabulary."""
+        if self.numbers is not None:
+            return self.native
         if self.literal is None:
             source = json.loads(json.dumps(self.source))
             model, hidden = source["model"], self.specials - {self.natural}
@@ -296,6 +325,23 @@ def optional(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TokenizerError(f"{path}: a {type(found).__name__} was found where a mapping was expected")
     return found
+
+
+def stops_of(folder: Path) -> list[int]:
+    """The ids that end a text, as the folder's configurations say."""
+    found = (optional(folder / "generation_config.json") or optional(folder / "config.json")).get("eos_token_id")
+    return [n for n in (found if isinstance(found, list) else [found]) if isinstance(n, int)]
+
+
+def present(folder: Path) -> bool:
+    """Whether a folder has a tokenizer that `from_folder` reads."""
+    model = MODELS.get(kind_of(folder))
+    return any((folder / name).is_file() for name in (*FILES, *(model or ())[:1]))
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of model that a folder's configuration names."""
+    return str(optional(folder / "config.json").get("model_type"))
 
 
 def limit(value: Any) -> int | None:
@@ -364,7 +410,10 @@ def read_source(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         words = path.read_text(encoding="utf-8").split("\n")
         vocab = {word.rstrip("\r"): n for n, word in enumerate(words[:-1] if words[-1] == "" else words)}
         return rebuild.word_pieces(vocab, lower=config.get("do_lower_case", True) is not False)
-    raise TokenizerError(f"{folder}: no tokenizer; tokenizer.json, vocab.json with merges.txt, or vocab.txt was expected")
+    name, rebuilt = MODELS.get(kind_of(folder), ("", sentencepiece.t5))
+    if name and (folder / name).is_file():
+        return rebuilt(sentencepiece.read(folder / name), config)
+    raise TokenizerError(f"{folder}: no tokenizer; one of tokenizer.json, vocab.json with merges.txt, vocab.txt was expected")
 
 
 def read_pairs(vocab_path: Path, merges_path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,17 +8,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from transept.blocks.embeddings import Embedding, Scale, SharedTokens, TokenEmbedding
+from transept.blocks.encoder import SpanHead
 from transept.blocks.heads import Shifted, TiedHead
 from transept.blocks.norms import LayerNorm, NoNorm
 from transept.blocks.positions import Learned
-from transept.blocks.seq2seq import EncoderDecoder, SentenceEncoderDecoder, SentenceHead, SourceEncoder
-from transept.blocks.stack import Decoder
+from transept.blocks.seq2seq import (
+    BareEncoderDecoder,
+    EncoderDecoder,
+    SentenceEncoderDecoder,
+    SentenceHead,
+    SourceEncoder,
+    TextEncoderDecoder,
+)
+from transept.blocks.stack import Trunk
 from transept.core.registry import Family, Published
-from transept.mapping import Derived, Fields, Map, Reshape, Row, Tied
-from transept.models.text.transformer import FIELD_NAMES, GENERATION, INDEX, TABLE, TransformerSpec, decoder_layer, encoder_layer, layers
+from transept.mapping import Fields, Map, Row
+from transept.models.encoders import both, labels
+from transept.models.text.transformer import (
+    FIELD_NAMES,
+    GENERATION,
+    INDEX,
+    SCORES,
+    TransformerSpec,
+    decoder_layer,
+    encoder_layer,
+    headed,
+    trunk,
+)
 from transept.ops.activations import Act
 
 OFFSET = 2
@@ -27,34 +44,44 @@ OFFSET = 2
 
 @dataclass(frozen=True, kw_only=True)
 class BartSpec(TransformerSpec):
-    """The transformer's numbers, and of the head for whole texts: its `classes`, the token it reads, and the token the decoder begins
-    with."""
+    """The transformer's numbers, and of the heads for whole texts: the names of their classes, the token that is read, and the token the
+    decoder begins with."""
 
-    classes: int = 3
+    labels: tuple[str, ...] = ()
     end: int = 2
     start: int = 2
 
 
-def _parts(s: BartSpec) -> tuple[SourceEncoder, Decoder]:
+def _parts(s: BartSpec, tokens: TokenEmbedding) -> tuple[SourceEncoder, Trunk]:
     def embedding(tokens: TokenEmbedding | SharedTokens) -> Embedding:
         return Embedding(tokens, Learned(s.context, s.dim, OFFSET), project=Scale(s.dim**0.5) if s.scaled else None, norm=LayerNorm(s.dim))
 
-    tokens = TokenEmbedding(s.vocab, s.dim)
     encoder = SourceEncoder(embedding(tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
-    head = Shifted(TiedHead(tokens), s.vocab)
-    return encoder, Decoder(embedding(SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm(), head)
+    return encoder, Trunk(embedding(SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm())
 
 
 def build(s: BartSpec) -> EncoderDecoder:
     """The diagram, from bottom to top."""
-    return EncoderDecoder(*_parts(s))
+    tokens = TokenEmbedding(s.vocab, s.dim)
+    encoder, written = _parts(s, tokens)
+    return EncoderDecoder(encoder, headed(written, Shifted(TiedHead(tokens), s.vocab)))
 
 
-def build_classifier(s: BartSpec) -> nn.Module:
+def build_bare(s: BartSpec) -> BareEncoderDecoder:
+    """The diagram without its head."""
+    return BareEncoderDecoder(*_parts(s, TokenEmbedding(s.vocab, s.dim)))
+
+
+def build_classifier(s: BartSpec) -> SentenceEncoderDecoder:
     """The same, scoring classes by the decoder's state at the last end token (section 3.1 of the paper)."""
-    encoder, decoder = _parts(s)
-    decoder.head = SentenceHead(s.dim, s.classes)
-    return SentenceEncoderDecoder(encoder, decoder, s.end, s.start)
+    encoder, read = _parts(s, TokenEmbedding(s.vocab, s.dim))
+    return SentenceEncoderDecoder(encoder, headed(read, SentenceHead(s.dim, len(s.labels))), s.end, s.start)
+
+
+def build_answers(s: BartSpec) -> TextEncoderDecoder:
+    """The same, scoring each token as the first and the last of an answer (section 3.2 of the paper)."""
+    encoder, read = _parts(s, TokenEmbedding(s.vocab, s.dim))
+    return TextEncoderDecoder(encoder, headed(read, SpanHead(s.dim)), s.start)
 
 
 def _size(vocab: int, dim: int, layers: int, heads: int, ffn: int, context: int, **rest: Any) -> BartSpec:
@@ -73,39 +100,28 @@ TINY = {
 
 _EMBED = (("embed.position.weight", "embed_positions.weight"), ("embed.norm.weight", "layernorm_embedding.weight"),
           ("embed.norm.bias", "layernorm_embedding.bias"))
-_TRUNK = (
-    Row(TABLE, "model.shared.weight"),
-    Tied(TABLE, "model.encoder.embed_tokens.weight"),
-    Tied(TABLE, "model.decoder.embed_tokens.weight"),
-    *(Row(f"{side}.{ours}", f"model.{side}.{theirs}") for side in ("encoder", "decoder") for ours, theirs in _EMBED),
-    *layers("encoder", "l"),
-    *layers("decoder", "m"),
-)
-MAP = Map(
-    *_TRUNK,
-    Tied(TABLE, "lm_head.weight"),
-    Row("decoder.head.shift", "final_logits_bias", Reshape(lambda s: (s.vocab,), lambda s: (1, s.vocab))),
-    index=INDEX,
-)
+
+
+def _trunk(root: str) -> tuple[Any, ...]:
+    return trunk(root, *(Row(f"{side}.{ours}", f"{root}{side}.{theirs}") for side in ("encoder", "decoder") for ours, theirs in _EMBED))
+
+
+MAP = Map(*_trunk("model."), *SCORES, index=INDEX)
+BARE_MAP = Map(*_trunk(""), index=INDEX)
 CLASS_MAP = Map(
-    *_TRUNK,
-    *(Row(f"decoder.head.{ours}.{kind}", f"classification_head.{theirs}.{kind}")
-      for ours, theirs in (("dense", "dense"), ("out", "out_proj")) for kind in ("weight", "bias")),
+    *_trunk("model."),
+    *both("decoder.head.dense", "classification_head.dense"),
+    *both("decoder.head.out", "classification_head.out_proj"),
     index=INDEX,
 )
+SPAN_MAP = Map(*_trunk("model."), *both("decoder.head.out", "qa_outputs"), index=INDEX)
 
 _FIXED = {"tie_word_embeddings": True, "is_encoder_decoder": True, "normalize_embedding": True}
-FIELDS = Fields(("vocab", "vocab_size"), *FIELD_NAMES, fixed=_FIXED, inert=GENERATION)
-CLASS_FIELDS = Fields(
-    ("vocab", "vocab_size"),
-    *FIELD_NAMES,
-    Derived("classes", ("id2label", "num_labels"), lambda c: len(c.get("id2label") or range(c.get("num_labels") or 3)),
-            lambda s: {"id2label": {str(i): f"LABEL_{i}" for i in range(s.classes)}}),
-    ("end", "eos_token_id", 2),
-    ("start", "decoder_start_token_id", 2),
-    fixed=_FIXED,
-    inert=GENERATION,
-)
+_START = ("start", "decoder_start_token_id", 2)
+_NAMES = (("vocab", "vocab_size"), *FIELD_NAMES)
+FIELDS = Fields(*_NAMES, fixed=_FIXED, inert=GENERATION)
+CLASS_FIELDS = Fields(*_NAMES, labels(3), ("end", "eos_token_id", 2), _START, fixed=_FIXED, inert=GENERATION)
+SPAN_FIELDS = Fields(*_NAMES, _START, fixed=_FIXED, inert=GENERATION)
 
 FAMILY = Family(
     name="bart",
@@ -115,7 +131,9 @@ FAMILY = Family(
     tiny=TINY,
     published=(
         Published("BartForConditionalGeneration", MAP, FIELDS, model_type="bart"),
+        Published("BartModel", BARE_MAP, FIELDS, build_bare, model_type="bart"),
         Published("BartForSequenceClassification", CLASS_MAP, CLASS_FIELDS, build_classifier, model_type="bart"),
+        Published("BartForQuestionAnswering", SPAN_MAP, SPAN_FIELDS, build_answers, model_type="bart"),
     ),
     source="https://arxiv.org/abs/1910.13461",
 )

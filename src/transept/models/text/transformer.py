@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from transept.blocks.attention import Attention, Bias
 from transept.blocks.block import Block, Branch, Post
 from transept.blocks.cross import CrossAttention
@@ -18,8 +20,8 @@ from transept.blocks.feedforward import MLP
 from transept.blocks.heads import Shifted, TiedHead
 from transept.blocks.norms import LayerNorm, NoNorm
 from transept.blocks.positions import Sinusoidal
-from transept.blocks.seq2seq import EncoderDecoder, SourceEncoder
-from transept.blocks.stack import Decoder
+from transept.blocks.seq2seq import BareEncoderDecoder, EncoderDecoder, SourceEncoder
+from transept.blocks.stack import Decoder, Trunk
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
 from transept.mapping import Derived, Drop, Field, Fields, Map, Reshape, Row, Tied
@@ -46,16 +48,31 @@ class TransformerSpec(Spec):
     scaled: bool = True
 
 
-def build(s: TransformerSpec) -> EncoderDecoder:
-    """Figure 1 of the paper. The sines of a position come before its cosines, as Marian trains them."""
+def _parts(s: TransformerSpec, tokens: TokenEmbedding) -> tuple[SourceEncoder, Trunk]:
+    """Both stacks. The sines of a position come before its cosines, as Marian trains them."""
 
     def embedding(tokens: TokenEmbedding | SharedTokens) -> Embedding:
         return Embedding(tokens, Sinusoidal(s.dim, Layout.HALVES), project=Scale(s.dim**0.5) if s.scaled else None)
 
-    tokens = TokenEmbedding(s.vocab, s.dim)
     encoder = SourceEncoder(embedding(tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
-    written = [decoder_layer(s) for _ in range(s.decoder_layers)]
-    return EncoderDecoder(encoder, Decoder(embedding(SharedTokens(tokens)), written, NoNorm(), Shifted(TiedHead(tokens), s.vocab)))
+    return encoder, Trunk(embedding(SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm())
+
+
+def build(s: TransformerSpec) -> EncoderDecoder:
+    """Figure 1 of the paper."""
+    tokens = TokenEmbedding(s.vocab, s.dim)
+    encoder, trunk = _parts(s, tokens)
+    return EncoderDecoder(encoder, headed(trunk, Shifted(TiedHead(tokens), s.vocab)))
+
+
+def build_bare(s: TransformerSpec) -> BareEncoderDecoder:
+    """The figure without its head."""
+    return BareEncoderDecoder(*_parts(s, TokenEmbedding(s.vocab, s.dim)))
+
+
+def headed(trunk: Trunk, head: nn.Module) -> Decoder:
+    """The decoder of a trunk and a head."""
+    return Decoder(trunk.embed, [*trunk.stack.layers], trunk.stack.norm, head)
 
 
 def encoder_layer(s: TransformerSpec) -> Block:
@@ -104,16 +121,31 @@ def layers(side: str, index: str, root: str = "model.") -> list[Row]:
 
 INDEX = {"l": lambda s: range(s.layers), "m": lambda s: range(s.decoder_layers)}
 TABLE = "encoder.embed.tokens.weight"
-MAP = Map(
-    Row(TABLE, "model.shared.weight"),
-    *(Tied(TABLE, name) for name in ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")),
-    Drop("model.encoder.embed_positions.weight"),
-    Drop("model.decoder.embed_positions.weight"),
-    *layers("encoder", "l"),
-    *layers("decoder", "m"),
+
+
+def trunk(root: str, *more: Row) -> tuple[Row | Tied | Drop, ...]:
+    """The rows of both stacks; `root` is the prefix of the names, `more` what a family has besides."""
+    sides = ("encoder", "decoder")
+    return (
+        Row(TABLE, f"{root}shared.weight"),
+        *(Tied(TABLE, f"{root}{side}.embed_tokens.weight") for side in sides),
+        *more,
+        *layers("encoder", "l", root),
+        *layers("decoder", "m", root),
+    )
+
+
+def _sines(root: str) -> tuple[Drop, ...]:
+    """The tables of sines are worked out, not read."""
+    return tuple(Drop(f"{root}{side}.embed_positions.weight") for side in ("encoder", "decoder"))
+
+
+SCORES = (
+    Tied(TABLE, "lm_head.weight"),
     Row("decoder.head.shift", "final_logits_bias", Reshape(lambda s: (s.vocab,), lambda s: (1, s.vocab))),
-    index=INDEX,
 )
+MAP = Map(*trunk("model."), *_sines("model."), *SCORES, index=INDEX)
+BARE_MAP = Map(*trunk(""), *_sines(""), index=INDEX)
 
 
 def _vocab(c: Mapping[str, Any]) -> int:
@@ -156,6 +188,9 @@ FAMILY = Family(
     build=build,
     sizes=SIZES,
     tiny=TINY,
-    published=(Published("MarianMTModel", MAP, FIELDS, model_type="marian"),),
+    published=(
+        Published("MarianMTModel", MAP, FIELDS, model_type="marian"),
+        Published("MarianModel", BARE_MAP, FIELDS, build_bare, model_type="marian"),
+    ),
     source="https://arxiv.org/abs/1706.03762",
 )
