@@ -135,8 +135,9 @@ def speculation(m: Model, runner: Any, rounds: int, draft: Model | None) -> dict
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         ids: list[list[int]] = []
         counts = {}
-        for _ in range(rounds):
-            for way, drafter in ways.items():
+        for turn in range(rounds):
+            # There and back, so that no way always runs behind the same other.
+            for way, drafter in list(ways.items())[:: 1 if turn % 2 else -1]:
                 engine = engine_of(runner, context, drafter)
                 (found,) = engine.run([ask])[0]
                 assert isinstance(found, Generation)

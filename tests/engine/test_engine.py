@@ -89,7 +89,7 @@ class Oracle:
     def push(self, tokens: Sequence[int]) -> None:
         self.length += len(tokens)
 
-    def propose(self, cost: float, step: float) -> tuple[int, ...]:
+    def propose(self, costs: Sequence[float], step: float) -> tuple[int, ...]:
         guess = self.answer[self.length : self.length + self.random.randint(0, 6)]
         return tuple(token if self.random.random() < 0.8 else (token + 1) % 5 for token in guess)
 
@@ -119,31 +119,38 @@ def test_lookup_guesses_what_repeats_and_gives_up_on_noise() -> None:
     """A cheap guess is long, a dear one short; what keeps failing pauses, each time for longer, and one good guess ends that."""
     lookup = Lookup()
     lookup.push([1, 2, 3, 4, 5, 6, 1, 2, 3])
-    assert lookup.propose(0.02, 0.0) == (4, 5, 6, 1, 2, 3)
-    assert lookup.propose(0.3, 0.0) == (4, 5) and lookup.propose(0.5, 0.0) == (4,)
+    assert lookup.propose([0.02 * n for n in range(9)], 0.0) == (4, 5, 6, 1, 2, 3)
+    dear = [0.3 * n for n in range(9)]
+    assert lookup.propose(dear, 0.0) == (4, 5) and lookup.propose([0.5 * n for n in range(9)], 0.0) == (4,)
+    assert lookup.propose([0.0, 0.4, 0.4, 0.4, 3.0], 0.0) == (4, 5, 6), "three cost no more than one, a fourth would"
     failed, tokens, spans = 0, len(lookup.tokens), []
     for _ in range(3):
-        while guess := lookup.propose(0.3, 0.0):
+        while guess := lookup.propose(dear, 0.0):
             lookup.judged(len(guess), 0)
             failed += 1
         waited = 0
-        while not lookup.propose(0.3, 0.0):
+        while not lookup.propose(dear, 0.0):
             lookup.push([1, 2, 3])
             waited += 3
         spans.append(waited)
     assert failed <= 6 and Pace.PAUSE <= spans[0] < spans[1] < spans[2] and len(lookup.tokens) == tokens + sum(spans)
     for _ in range(8):
         lookup.judged(1, 1)
-    assert len(lookup.propose(0.1, 0.0)) > 2
+    assert len(lookup.propose([0.1 * n for n in range(9)], 0.0)) > 2
 
 
-def test_the_clock_finds_what_a_row_costs() -> None:
-    clock, rng = Clock(), random.Random(0)
-    assert clock.cost(1) == Clock.COST
-    for _ in range(200):
-        rows = rng.randint(1, 9)
-        clock.seen(rows, 0.006 + 0.001 * rows)
-    assert clock.cost(1) == pytest.approx(1 / 7, rel=1e-3) and clock.cost(16) == pytest.approx(16 / 22, rel=1e-3)
+def test_the_clock_finds_what_rows_cost() -> None:
+    """By the steps it saw, which need not lie on a line; between and beyond them by a line; by a belief before it saw any."""
+    clock = Clock()
+    assert clock.costs(1, 2) == [0.0, Clock.COST, 2 * Clock.COST]
+    clock.seen(1, 0.008)
+    assert clock.costs(1, 2) == pytest.approx([0.0, Clock.COST, 2 * Clock.COST])
+    for _ in range(20):
+        for rows, seconds in ((1, 0.006), (4, 0.0075), (9, 0.018)):
+            clock.seen(rows, seconds)
+    costs = clock.costs(1, 8)
+    assert costs[0] == 0.0 and costs[3] < 0.3 and costs[8] == pytest.approx(2.0, rel=0.1) and costs[3] < costs[5] < costs[8]
+    assert clock.costs(4, 5)[5] == pytest.approx(4 * (0.018 / 0.0075 - 1), rel=0.1)
 
 
 @pytest.mark.skipif(not native.available(), reason=f"the native core is not compiled here: {native.why_not()}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from transept.core.errors import InputError, NumericsError, TranseptError
 from transept.inference.engine.scheduler import Limits, Scheduler, Task, Work
-from transept.inference.engine.speculate import Clock, Drafter, Lookup
+from transept.inference.engine.speculate import MOST, Clock, Drafter, Lookup
 from transept.inference.generation import Detokenizer, Generation, StopScanner, Usage, check_length
 from transept.inference.rows import Row, Runner
 from transept.inference.sampling import Sampling, choose
@@ -303,10 +303,10 @@ class Engine:
         if not guessing:
             return
         rows = sum(task.running for task in self.scheduler.tasks.values())
-        cost, step = self.clock.cost(rows), self.clock.step(rows)
+        costs, step = self.clock.costs(rows, MOST), self.clock.step(rows) / rows
         for id, choice in guessing:
             try:
-                self.scheduler.tasks[id].draft = tuple(choice.drafter.propose(cost, step)) if choice.drafter is not None else ()
+                self.scheduler.tasks[id].draft = tuple(choice.drafter.propose(costs, step)) if choice.drafter is not None else ()
             except Exception as error:
                 self._fail(id, _typed(error, "its drafter"))
 
@@ -314,7 +314,7 @@ class Engine:
         """The logits of each work; where the step fails it is halved until only the culprit is left."""
         rows = [Row(work.tokens, work.start, work.pages, work.guessed + 1 if work.last else 0) for work in plan]
         try:
-            parts = np.split(_array(self.runner.step(rows)), np.cumsum([row.logits for row in rows])[:-1])
+            logits = _array(self.runner.step(rows))
         except Exception as error:
             if len(plan) == 1:
                 yield plan[0], _typed(error, "its forward pass")
@@ -323,7 +323,10 @@ class Engine:
             yield from self._compute(plan[:half])
             yield from self._compute(plan[half:])
             return
-        yield from zip(plan, parts, strict=True)
+        at = 0
+        for work, row in zip(plan, rows, strict=True):
+            yield work, logits[at : at + row.logits]
+            at += row.logits
 
     def _take(self, work: Work, logits: Logits) -> None:
         choice = self.choices.get(work.id)

@@ -63,11 +63,13 @@ class Local:
             if news:
                 return
             try:
-                self.engine.step()
+                moved = self.engine.step()
             except BaseException as error:
                 # Broken off within a step, say by a key: what the pages hold is not certain any more.
                 self.engine.abort(RequestError(f"the engine's step was broken off: {type(error).__name__}"))
                 raise
+            if not (moved or news):
+                raise RequestError("nothing moves: all pages of the cache are reserved by others")
 
     def _later(self, command: Callable[[], None]) -> None:
         self.left.append(command)

@@ -12,6 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from transept.core.errors import InputError
 
+MOST = 8
+"""Tokens of a guess."""
+
 
 @runtime_checkable
 class Drafter(Protocol):
@@ -21,9 +24,9 @@ class Drafter(Protocol):
         """These tokens follow."""
         ...
 
-    def propose(self, cost: float, step: float) -> tuple[int, ...]:
-        """What may come next; empty for no guess. A guessed token costs `cost` of what a token costs without guessing, which is `step`
-        seconds.
+    def propose(self, costs: Sequence[float], step: float) -> tuple[int, ...]:
+        """What may come next; empty for no guess. A guess of n tokens costs `costs[n]` of what a token costs without guessing, which is
+        `step` seconds.
         """
         ...
 
@@ -33,34 +36,43 @@ class Drafter(Protocol):
 
 
 class Clock:
-    """What a further row costs: steps of n rows are taken to last a + b n seconds, fitted to those of the last while."""
+    """What further rows cost: the mean seconds of late steps of each number of rows, and where none was seen the line a + b n through
+    those that were.
+    """
 
-    KEEP = 0.97
-    COST = 0.3
-    """Believed until steps of different sizes were seen."""
+    KEEP = 0.95
+    COST = 0.25
+    """Of one row more beside one, believed until steps of different sizes were seen."""
 
     def __init__(self) -> None:
-        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+        self.known: dict[int, tuple[float, float]] = {}
 
     def seen(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
-        new = (1.0, rows, rows * rows, seconds, rows * seconds)
-        self.sums = tuple(self.KEEP * old + value for old, value in zip(self.sums, new, strict=True))
-
-    def cost(self, rows: int) -> float:
-        """One more row, beside the mean of `rows` rows."""
-        weight, n, nn, t, nt = self.sums
-        spread = weight * nn - n * n
-        if spread <= 0.01 * weight * weight:
-            return self.COST
-        slope = (weight * nt - n * t) / spread
-        mean = (t / weight - slope * n / weight) / rows + slope
-        return min(1.0, max(0.02, slope / mean)) if mean > 0 else self.COST
+        weight, total = self.known.get(rows, (0.0, 0.0))
+        self.known[rows] = (self.KEEP * weight + 1.0, self.KEEP * total + seconds)
 
     def step(self, rows: int) -> float:
-        """Seconds of each of `rows` rows, so far as they are known."""
-        weight, n, _, t, _ = self.sums
-        return t / n if n else 0.0
+        """Seconds of a step of so many rows; 0 where no step was seen yet."""
+        if not self.known:
+            return 0.0
+        # One step alone may have been held up by anything.
+        if rows in self.known and self.known[rows][0] > 1.5:
+            weight, total = self.known[rows]
+            return total / weight
+        points = [(min(weight, 8.0), n, total / weight) for n, (weight, total) in self.known.items()]
+        mass = sum(w for w, _, _ in points)
+        n, t = (sum(p[0] * p[i] for p in points) / mass for i in (1, 2))
+        spread = sum(w * (x - n) ** 2 for w, x, _ in points)
+        slope = sum(w * (x - n) * (y - t) for w, x, y in points) / spread if spread else self.COST * t / (1 + self.COST * (n - 1))
+        return max(0.0, t + slope * (rows - n))
+
+    def costs(self, rows: int, most: int) -> list[float]:
+        """0 to `most` rows more, each beside the mean of `rows` rows."""
+        base = self.step(rows)
+        if base <= 0.0:
+            return [self.COST * n for n in range(most + 1)]
+        return [max(0.0, self.step(rows + n) / base - 1.0) * rows for n in range(most + 1)]
 
 
 class Pace:
@@ -76,15 +88,17 @@ class Pace:
         self.most, self.right, self.tried = most, 2.0, 3.0
         self.pause, self.resume = self.PAUSE, 0
 
-    def length(self, at: int, cost: float, own: float = 0.0) -> int:
-        """Tokens to guess behind `at` others, each at this cost in the step and at `own` before it; both as parts of a plain step."""
-        if at < self.resume:
+    def length(self, at: int, costs: Sequence[float], own: float = 0.0) -> int:
+        """Tokens to guess behind `at` others where n of them cost `costs[n]` in the step and each of them `own` before it, both as parts of
+        what a token costs.
+        """
+        if at < self.resume or costs[1] + own >= 1.0:
             return 0
         share, gain, best, length = self.right / self.tried, 1.0, 1.0, 0
-        for n in range(1, self.most + 1):
+        for n in range(1, min(self.most + 1, len(costs))):
             gain += share**n
-            if gain / (1.0 + n * (cost + own)) > best:
-                best, length = gain / (1.0 + n * (cost + own)), n
+            if gain / (1.0 + costs[n] + n * own) > best:
+                best, length = gain / (1.0 + costs[n] + n * own), n
         if not length:
             # After the pause one guess decides anew.
             self.resume, self.pause = at + self.pause, min(2 * self.pause, self.LONGEST)
@@ -104,7 +118,7 @@ class Lookup:
 
     GRAM = 3
 
-    def __init__(self, most: int = 8):
+    def __init__(self, most: int = MOST):
         self.pace = Pace(most)
         self.tokens: list[int] = []
         self.after: dict[tuple[int, ...], int] = {}
@@ -116,9 +130,9 @@ class Lookup:
                 self.after[tuple(self.tokens[-self.GRAM :])] = len(self.tokens)
             self.tokens.append(token)
 
-    def propose(self, cost: float, step: float) -> tuple[int, ...]:
+    def propose(self, costs: Sequence[float], step: float) -> tuple[int, ...]:
         at = self.after.get(tuple(self.tokens[-self.GRAM :]))
-        return () if at is None else tuple(self.tokens[at : at + self.pace.length(len(self.tokens), cost)])
+        return () if at is None else tuple(self.tokens[at : at + self.pace.length(len(self.tokens), costs)])
 
     def judged(self, proposed: int, accepted: int) -> None:
         self.pace.judged(proposed, accepted)
@@ -140,20 +154,18 @@ class Draft:
             self.state.length = min(self.state.length, len(self.tokens) + self._agreed(tokens))
         self.tokens, self.guess = [*self.tokens, *tokens], []
 
-    def propose(self, cost: float, step: float) -> tuple[int, ...]:
-        own = self.seconds / step if step else 0.0
-        length = min(self.pace.length(len(self.tokens), cost, own), self.capacity - len(self.tokens))
-        if length < 1 or not self._begun():
+    def propose(self, costs: Sequence[float], step: float) -> tuple[int, ...]:
+        # Before it reads the whole prompt, two tokens tell what it costs.
+        if not step or not self._begun():
             return ()
+        length = min(self.pace.length(len(self.tokens), costs, self.seconds / step), self.capacity - len(self.tokens))
+        if length < 1:
+            return ()
+        self.guess, self.state.length = [], min(self.state.length, len(self.tokens) - 1)
         fresh = self.tokens[self.state.length :]
         for _ in range(length):
-            began = time.perf_counter()
-            token = int(self.model.advance(self.state, fresh).argmax())
-            if len(fresh) == 1:
-                spent = time.perf_counter() - began
-                self.seconds = 0.8 * self.seconds + 0.2 * spent if self.seconds else spent
-            fresh = [token]
-            self.guess.append(token)
+            self.guess.append(int(self._advance(fresh).argmax()))
+            fresh = self.guess[-1:]
         return tuple(self.guess)
 
     def judged(self, proposed: int, accepted: int) -> None:
@@ -170,4 +182,15 @@ class Draft:
             except InputError:
                 # Others hold its pages: decoding goes on without guesses.
                 return False
+            for token in self.tokens[:2]:
+                self.seconds = 0.0
+                self._advance([token])
         return True
+
+    def _advance(self, tokens: Sequence[int]) -> Any:
+        began = time.perf_counter()
+        logits = self.model.advance(self.state, tokens)
+        if len(tokens) == 1:
+            spent = time.perf_counter() - began
+            self.seconds = 0.8 * self.seconds + 0.2 * spent if self.seconds else spent
+        return logits

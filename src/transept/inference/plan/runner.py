@@ -37,8 +37,8 @@ class NativeModel(Loop):
     """A decoder, lowered to generate."""
 
     def __init__(self, model: nn.Module, weights: Weights, *, context: int | None, fast: bool = False, threads: int | None = None):
-        runner = NativeRunner(model, weights, pages=pages_of(context) + 1, fast=fast, threads=threads)
-        super().__init__(runner, context=context)
+        program, out = lower(model, weights, pages=pages_of(context) + 1, max_rows=256, fast=fast)
+        super().__init__(Steps(program, out, threads=threads), context=context)
 
 
 class NativeEncoder:
