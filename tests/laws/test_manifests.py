@@ -86,7 +86,7 @@ def test_the_map_is_total_and_fits_the_shapes(name: str) -> None:
     _, form, spec, module = opened(m)
     file = tensors(m)
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    native = {key: value.to("meta") for key, value in form.names.load(Memory(compared(file, form, spec)), spec, shapes)}
+    native = dict(form.names.load(Memory(once(file, form, spec)), spec, shapes))
     assert {key: tuple(value.shape) for key, value in native.items()} == shapes
     file = {respelled(key, form): value for key, value in file.items()}
     root = form.names.root(set(file), spec)
@@ -111,13 +111,13 @@ def respelled(key: str, form: Published) -> str:
     return key
 
 
-def compared(file: dict[str, Tensor], form: Published, spec: Any) -> dict[str, Tensor]:
-    """The tensors, those that repeat another with a number in them: a map compares the copies, and there is none on the meta device."""
+def once(file: dict[str, Tensor], form: Published, spec: Any) -> dict[str, Tensor]:
+    """The tensors without those that repeat another: a map compares the copies' numbers, and there are none on the meta device."""
     root = form.names.root(set(file), spec)
-    ties = form.names.tied(spec, root)
-    own = {name for bond in form.names.bonds(spec, root) for name in bond.foreign if not set(bond.native).isdisjoint(ties.values())}
-    same = own | set(ties) if set(ties) & set(file) else set()
-    return {key: torch.zeros((), dtype=value.dtype).expand(value.shape) if key in same else value for key, value in file.items()}
+    owner = {native: bond.foreign[0] for bond in form.names.bonds(spec, root) for native in bond.native}
+    twice = {key: owner[native] for key, native in form.names.tied(spec, root).items() if key in file and owner[native] in file}
+    assert all(file[key].shape == file[first].shape for key, first in twice.items())
+    return {key: value for key, value in file.items() if key not in twice}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt-350m", "Llama-2-7b-hf", "Mistral-7B-v0.1", "SmolLM2-135M-Instruct.gguf"])

@@ -28,6 +28,7 @@ SIZES = {
 }
 THREE = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
 HEADS = ("ForMaskedLM", "Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+WRITERS = ("ForCausalLM", "LMHeadModel")
 DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0, "position_biased_input": False}
 V3 = {**DEBERTA, "position_buckets": 8, "max_relative_positions": 40, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 
@@ -38,15 +39,15 @@ def cases() -> dict[str, Case]:
     """Label -> (architecture, configuration fields)."""
     every: dict[str, Case] = {}
     more = {
-        "Bert": ("ForPreTraining", "ForNextSentencePrediction", "ForMultipleChoice"),
-        "Roberta": ("ForMultipleChoice",),
-        "XLMRoberta": ("ForMultipleChoice",),
+        "Bert": ("ForPreTraining", "ForNextSentencePrediction", "ForMultipleChoice", "LMHeadModel"),
+        "Roberta": ("ForMultipleChoice", "ForCausalLM"),
+        "XLMRoberta": ("ForMultipleChoice", "ForCausalLM"),
         "DistilBert": ("ForMultipleChoice",),
         "Albert": ("ForPreTraining", "ForMultipleChoice"),
-        "Electra": ("ForPreTraining", "ForMultipleChoice"),
+        "Electra": ("ForPreTraining", "ForMultipleChoice", "ForCausalLM"),
         "Deberta": (),
         "DebertaV2": ("ForMultipleChoice",),
-        "RoFormer": ("ForMultipleChoice",),
+        "RoFormer": ("ForMultipleChoice", "ForCausalLM"),
     }
     own = {
         "Deberta": DEBERTA,
@@ -57,7 +58,8 @@ def cases() -> dict[str, Case]:
     }
     for name, heads in more.items():
         for head in (*HEADS, *heads):
-            every[f"{name}{head}"] = (f"{name}{head}", own.get(name, {}))
+            writes = {"is_decoder": True} if head in WRITERS else {}
+            every[f"{name}{head}"] = (f"{name}{head}", {**own.get(name, {}), **writes})
     return every | {
         "bert, 8 layers, relu": ("BertForMaskedLM", {"num_hidden_layers": 8, "hidden_act": "relu"}),
         "roberta, 8 layers": ("RobertaForMaskedLM", {"num_hidden_layers": 8}),
@@ -211,6 +213,19 @@ def test_transformers_reads_what_is_saved(label: str, tmp_path: Path) -> None:
     if "Classification" in m.cls.__name__:
         assert m.ours.spec.labels == ("no", "yes", "maybe")
         assert again.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+
+
+@pytest.mark.parametrize("label", [label for label in CASES if label.endswith(WRITERS)])
+def test_what_writes_goes_on_as_transformers_does(label: str) -> None:
+    """Word for word by whole calls: transformers' own loop counts RoBERTa's positions from 0, where its table has them from 2."""
+    m = pair(label)
+    for seed, length in enumerate((1, 9, 20)):
+        ids = m.ids(1, length, seed)
+        found = m.ours.generate(ids, max_tokens=15, ignore_end=True).ids
+        with torch.no_grad():
+            for _ in range(15):
+                ids = torch.cat((ids, m.theirs(ids).logits[:, -1:].argmax(-1)), 1)
+        assert found == ids[0, length:].tolist() and len(set(found)) > 1
 
 
 PUBLISHED = {

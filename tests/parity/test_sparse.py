@@ -13,7 +13,7 @@ from torch import Tensor
 
 import transept
 from tests.parity.mirror import Mirror, mirror
-from transept.core.errors import InputError
+from transept.core.errors import ConfigError, InputError
 from transept.core.registry import family, size
 from transept.core.tap import listening
 
@@ -198,6 +198,17 @@ def test_bigbird_in_evaluation(form: str, kind: str) -> None:
                 far = theirs < -1e5
                 assert torch.equal(ours < -1e5, far) and bool(far.any()) == (form == "ForQuestionAnswering")
                 near(ours[~far], theirs[~far])
+
+
+def test_bigbird_that_writes_sees_everything_before() -> None:
+    m = mirror("BigBirdForCausalLM", tf.BigBirdConfig(**{**BIG, "attention_type": "original_full", "is_decoder": True}))
+    ids, mask = inputs(m, 70)
+    theirs = m.theirs(input_ids=ids, attention_mask=mask.long()).logits
+    ours = m.ours.model(ids, mask=mask).logits
+    near(ours[mask].detach(), theirs[mask].detach())
+    same_gradients(m, theirs[mask], ours[mask])
+    with pytest.raises(ConfigError, match="original_full"):
+        family("bigbird").form("BigBirdForCausalLM").build(m.ours.spec.replace(block=16))  # type: ignore[misc]
 
 
 def test_bigbird_draws_the_published_random_blocks_in_training() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from transept.blocks.block import Block
-from transept.blocks.cache import Cache
+from transept.blocks.cache import Cache, Room
 from transept.blocks.context import Context
 from transept.blocks.embeddings import TokenEmbedding
 from transept.blocks.heads import Head, TiedHead
@@ -133,6 +133,43 @@ class Encoder(nn.Module):
         return self.stack(self.embed(ids, segments, ctx.positions.index), ctx)
 
 
+class LeftToRight(nn.Module):
+    """An encoder's diagram under a causal mask, which writes token by token."""
+
+    def __init__(self, embed: EncoderEmbedding, stack: Stack, head: NextWordHead):
+        super().__init__()
+        self.embed, self.stack, self.head = embed, stack, head
+
+    def forward(
+        self,
+        ids: Int[Tensor, "b t"],
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        segments: Int[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Logits and last states of every token; `mask` is True at real tokens, `cache` remembers what came before."""
+        hidden = self.hidden(ids, mask=mask, segments=segments, cache=cache)
+        return Output(logits=self.head(hidden), hidden=hidden)
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "b t"],
+        *,
+        mask: Bool[Tensor, "b t"] | None = None,
+        segments: Int[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The last states, before the head."""
+        ctx = context(ids, mask, cache)
+        return self.stack(self.embed(ids, segments, ctx.positions.index), ctx, cache)
+
+    def cache(self, batch: int, capacity: int = 64) -> Cache:
+        """An empty cache for `batch` rows, with room for `capacity` columns before it must grow."""
+        weight = next(self.parameters())
+        return self.stack.cache(Room(batch, capacity, weight.dtype, weight.device))
+
+
 class Bare(nn.Module):
     """The slot left empty: last states only."""
 
@@ -224,7 +261,7 @@ class SpanHead(nn.Module):
         return SpanOutput(hidden=x, start=start, end=end)
 
 
-class MaskedHead(nn.Module):
+class Words(nn.Module):
     """norm(act(dense(x))) times the token table, plus a bias for each token of the vocabulary (row 54)."""
 
     def __init__(self, dim: int, tokens: TokenEmbedding, act: Act, eps: float):
@@ -236,12 +273,23 @@ class MaskedHead(nn.Module):
         self.out = TiedHead(tokens)
         self.bias = nn.Parameter(torch.zeros(vocab))
 
-    def scores(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
+    def scores(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         """Scores of the vocabulary at every token."""
         return self.out(self.norm(self.act(self.dense(x)))) + self.bias
 
+
+class MaskedHead(Words):
+    """The words that stand where the masks are."""
+
     def forward(self, x: Float[Tensor, "b t d"]) -> Output:
         return Output(logits=self.scores(x), hidden=x)
+
+
+class NextWordHead(Words):
+    """The word that follows each."""
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+        return self.scores(x)
 
 
 class PretrainHead(nn.Module):

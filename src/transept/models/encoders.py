@@ -7,16 +7,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transept.blocks.embeddings import TokenEmbedding
-from transept.blocks.encoder import Bare, Encoder, MaskedHead, NextHead, Pool, Pooled, PretrainHead, RowHead, SpanHead, TokenHead
+from transept.blocks.encoder import (
+    Bare,
+    Encoder,
+    LeftToRight,
+    MaskedHead,
+    NextHead,
+    NextWordHead,
+    Pool,
+    Pooled,
+    PretrainHead,
+    RowHead,
+    SpanHead,
+    TokenHead,
+)
 from transept.core.registry import Published
 from transept.mapping import Derived, Drop, Field, Fields, Given, Map, Row, Tied
 from transept.models.published import act, act_name
 from transept.ops.activations import Act
+from transept.ops.masks import Causal, Full
 
 Statement = Row | Tied | Drop
 Entry = Field | Derived | Given | tuple[str, str] | tuple[str, str, Any]
 HeadOf = Callable[[Any, TokenEmbedding], Any]
-Parts = Callable[[Any], tuple[Any, Any]]
+Parts = Callable[..., tuple[Any, Any]]
+Wiring = Callable[[Parts, HeadOf], Callable[[Any], Any]]
+BOTH_WAYS = Full()
 Summary = Callable[[Any], Any]
 
 # TensorFlow's words for a norm's weight and bias, which the first published checkpoints still carry.
@@ -25,12 +41,15 @@ OLDER = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.
 
 @dataclass(frozen=True)
 class Kind:
-    """One head: the architecture's name, the module, the rows of its weights, and whether its classes have names."""
+    """One head: the architecture's name, the module, the rows of its weights, and whether its classes have names; how it is joined to the
+    body, and what its configuration always says besides."""
 
     architecture: str
     head: HeadOf
     rows: tuple[Statement, ...] = ()
     labelled: bool = False
+    wiring: Wiring = field(default_factory=lambda: wired)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,6 @@ class House:
 
     def forms(self, parts: Parts, kinds: Sequence[Kind]) -> tuple[Published, ...]:
         """A published form for each kind; the first is the family's own and needs no build."""
-        plain = Fields(*self.fields, fixed=self.fixed, inert=self.inert)
-        named = Fields(*self.fields, LABELS, fixed=self.fixed, inert=self.inert)
         return tuple(
             Published(
                 kind.architecture,
@@ -59,8 +76,8 @@ class House:
                     roots=("", self.root) if kind.architecture.endswith("Model") else (self.root, ""),
                     older=OLDER,
                 ),
-                named if kind.labelled else plain,
-                build=None if kind is kinds[0] else wired(parts, kind.head),
+                Fields(*self.fields, *((LABELS,) if kind.labelled else ()), fixed={**self.fixed, **kind.fixed}, inert=self.inert),
+                build=None if kind is kinds[0] else kind.wiring(parts, kind.head),
                 model_type=self.model_type,
             )
             for kind in kinds
@@ -75,6 +92,21 @@ def wired(parts: Parts, head: HeadOf) -> Callable[[Any], Encoder]:
         return Encoder(embed, stack, head(s, embed.tokens))
 
     return build
+
+
+def written(parts: Parts, head: HeadOf) -> Callable[[Any], LeftToRight]:
+    """A build function: the same, read from left to right."""
+
+    def build(s: Any) -> LeftToRight:
+        embed, stack = parts(s, Causal())
+        return LeftToRight(embed, stack, head(s, embed.tokens))
+
+    return build
+
+
+def writer(kind: Kind, architecture: str, head: HeadOf | None = None, **fixed: Any) -> Kind:
+    """The form that writes with the weights of one that fills masks."""
+    return Kind(architecture, head or next_word, kind.rows, wiring=written, fixed={"is_decoder": True, **fixed})
 
 
 def tanh(s: Any) -> Pool:
@@ -125,6 +157,16 @@ def mlm(s: Any, tokens: TokenEmbedding) -> MaskedHead:
 def mlm_gelu(s: Any, tokens: TokenEmbedding) -> MaskedHead:
     """Masked words, through GELU whatever the layers have."""
     return MaskedHead(s.dim, tokens, Act.GELU, s.eps)
+
+
+def next_word(s: Any, tokens: TokenEmbedding) -> NextWordHead:
+    """The next word, through the activation of the layers."""
+    return NextWordHead(s.dim, tokens, s.act, s.eps)
+
+
+def next_word_gelu(s: Any, tokens: TokenEmbedding) -> NextWordHead:
+    """The next word, through GELU whatever the layers have."""
+    return NextWordHead(s.dim, tokens, Act.GELU, s.eps)
 
 
 def following(s: Any, tokens: TokenEmbedding) -> NextHead:

@@ -21,16 +21,19 @@ from transept.blocks.seq2seq import (
     SourceEncoder,
     TextEncoderDecoder,
 )
-from transept.blocks.stack import Trunk
+from transept.blocks.stack import Decoder, Trunk
 from transept.core.registry import Family, Published
 from transept.mapping import Fields, Map, Row
 from transept.models.encoders import both, labels
 from transept.models.text.transformer import (
+    ALONE,
     FIELD_NAMES,
     GENERATION,
     INDEX,
     SCORES,
     TransformerSpec,
+    alone,
+    alone_rows,
     decoder_layer,
     encoder_layer,
     headed,
@@ -52,12 +55,13 @@ class BartSpec(TransformerSpec):
     start: int = 2
 
 
-def _parts(s: BartSpec, tokens: TokenEmbedding) -> tuple[SourceEncoder, Trunk]:
-    def embedding(tokens: TokenEmbedding | SharedTokens) -> Embedding:
-        return Embedding(tokens, Learned(s.context, s.dim, OFFSET), project=Scale(s.dim**0.5) if s.scaled else None, norm=LayerNorm(s.dim))
+def _embedding(s: BartSpec, tokens: TokenEmbedding | SharedTokens) -> Embedding:
+    return Embedding(tokens, Learned(s.context, s.dim, OFFSET), project=Scale(s.dim**0.5) if s.scaled else None, norm=LayerNorm(s.dim))
 
-    encoder = SourceEncoder(embedding(tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
-    return encoder, Trunk(embedding(SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm())
+
+def _parts(s: BartSpec, tokens: TokenEmbedding) -> tuple[SourceEncoder, Trunk]:
+    encoder = SourceEncoder(_embedding(s, tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
+    return encoder, Trunk(_embedding(s, SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm())
 
 
 def build(s: BartSpec) -> EncoderDecoder:
@@ -70,6 +74,11 @@ def build(s: BartSpec) -> EncoderDecoder:
 def build_bare(s: BartSpec) -> BareEncoderDecoder:
     """The diagram without its head."""
     return BareEncoderDecoder(*_parts(s, TokenEmbedding(s.vocab, s.dim)))
+
+
+def build_writer(s: BartSpec) -> Decoder:
+    """The decoder alone, without its attention to a source."""
+    return alone(s, _embedding(s, tokens := TokenEmbedding(s.vocab, s.dim)), tokens)
 
 
 def build_classifier(s: BartSpec) -> SentenceEncoderDecoder:
@@ -114,12 +123,14 @@ CLASS_MAP = Map(
     *both("decoder.head.out", "classification_head.out_proj"),
     index=INDEX,
 )
+ALONE_MAP = Map(*alone_rows(*(Row(ours, f"model.decoder.{theirs}") for ours, theirs in _EMBED)), index=INDEX)
 SPAN_MAP = Map(*_trunk("model."), *both("decoder.head.out", "qa_outputs"), index=INDEX)
 
 _FIXED = {"tie_word_embeddings": True, "is_encoder_decoder": True, "normalize_embedding": True}
 _START = ("start", "decoder_start_token_id", 2)
 _NAMES = (("vocab", "vocab_size"), *FIELD_NAMES)
 FIELDS = Fields(*_NAMES, fixed=_FIXED, inert=GENERATION)
+ALONE_FIELDS = Fields(*_NAMES, fixed={**_FIXED, **ALONE}, inert=GENERATION)
 CLASS_FIELDS = Fields(*_NAMES, labels(3), ("end", "eos_token_id", 2), _START, fixed=_FIXED, inert=GENERATION)
 SPAN_FIELDS = Fields(*_NAMES, _START, fixed=_FIXED, inert=GENERATION)
 
@@ -132,6 +143,7 @@ FAMILY = Family(
     published=(
         Published("BartForConditionalGeneration", MAP, FIELDS, model_type="bart"),
         Published("BartModel", BARE_MAP, FIELDS, build_bare, model_type="bart"),
+        Published("BartForCausalLM", ALONE_MAP, ALONE_FIELDS, build_writer, model_type="bart"),
         Published("BartForSequenceClassification", CLASS_MAP, CLASS_FIELDS, build_classifier, model_type="bart"),
         Published("BartForQuestionAnswering", SPAN_MAP, SPAN_FIELDS, build_answers, model_type="bart"),
     ),

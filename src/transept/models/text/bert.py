@@ -21,6 +21,7 @@ from transept.mapping import Drop, Given, Row
 from transept.models.encoders import (
     BERT_FIELDS,
     BERT_FIXED,
+    BOTH_WAYS,
     House,
     Kind,
     both,
@@ -36,9 +37,10 @@ from transept.models.encoders import (
     rows,
     span,
     wired,
+    writer,
 )
 from transept.ops.activations import Act
-from transept.ops.masks import Full
+from transept.ops.masks import Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +79,15 @@ def block(s: BertSpec, attn: nn.Module) -> Block:
     return Block(attn=Branch(attn, LayerNorm(s.dim, s.eps), Post()), mlp=Branch(mlp, LayerNorm(s.dim, s.eps), Post()))
 
 
-def attention(s: BertSpec, position: NoPosition | None = None) -> Attention:
-    """Every token sees every other; all projections carry a bias."""
-    return Attention(s.dim, s.heads, s.heads, s.dim // s.heads, mask=Full(), position=position, bias=Bias.ALL)
+def attention(s: BertSpec, position: NoPosition | None = None, mask: Mask = BOTH_WAYS) -> Attention:
+    """Every token sees every other, where the mask says no less; all projections carry a bias."""
+    return Attention(s.dim, s.heads, s.heads, s.dim // s.heads, mask=mask, position=position, bias=Bias.ALL)
 
 
-def parts(s: BertSpec) -> tuple[EncoderEmbedding, Stack]:
+def parts(s: BertSpec, mask: Mask = BOTH_WAYS) -> tuple[EncoderEmbedding, Stack]:
     """The diagram below the head."""
     embed = embedding(s, Learned(s.context, s.width, s.offset))
-    return embed, Stack([block(s, attention(s)) for _ in range(s.layers)], NoNorm())
+    return embed, Stack([block(s, attention(s, mask=mask)) for _ in range(s.layers)], NoNorm())
 
 
 build = wired(parts, pretrain)
@@ -157,13 +159,15 @@ BERT = House(
     fields=(*BERT_FIELDS, ("context", "max_position_embeddings"), Given("width", lambda c: c["hidden_size"])),
     fixed=BERT_FIXED,
 )
+MASKED = Kind("BertForMaskedLM", mlm, (*MLM, *drops("{root}pooler.dense", NEXT)))
 KINDS = (
     Kind(
         "BertForPreTraining",
         pretrain,
         (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", "{root}pooler.dense"), *both("head.next.out", NEXT)),
     ),
-    Kind("BertForMaskedLM", mlm, (*MLM, *drops("{root}pooler.dense", NEXT))),
+    MASKED,
+    writer(MASKED, "BertLMHeadModel"),
     Kind("BertModel", pooled(), POOL),
     Kind("BertForNextSentencePrediction", following, (*POOL, *both("head.out", NEXT))),
     Kind("BertForSequenceClassification", rows(), (*POOL, *CLASSIFIER), labelled=True),

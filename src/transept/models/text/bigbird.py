@@ -16,11 +16,13 @@ from transept.blocks.encoder import EncoderEmbedding, Pool
 from transept.blocks.norms import NoNorm
 from transept.blocks.positions import Learned
 from transept.blocks.stack import Stack
+from transept.core.errors import ConfigError
 from transept.core.registry import Family, Published
 from transept.mapping import Derived, Given
 from transept.models.encoders import (
     BERT_FIELDS,
     BERT_FIXED,
+    BOTH_WAYS,
     House,
     Kind,
     both,
@@ -33,6 +35,7 @@ from transept.models.encoders import (
     pretrain,
     rows,
     wired,
+    writer,
 )
 from transept.models.text.bert import (
     CLASSIFIER,
@@ -49,6 +52,7 @@ from transept.models.text.bert import (
     embedding,
 )
 from transept.ops.activations import Act
+from transept.ops.masks import Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +66,17 @@ class BigBirdSpec(BertSpec):
     separator: int = 66
 
 
-def _mixer(s: BigBirdSpec, index: int) -> nn.Module:
+def _mixer(s: BigBirdSpec, index: int, mask: Mask) -> nn.Module:
     if s.block is None:
-        return attention(s)
+        return attention(s, mask=mask)
+    if mask != BOTH_WAYS:
+        raise ConfigError("BigBird in blocks reads both ways, so it does not write: attention_type 'original_full' was expected")
     return BlockSparseAttention(s.dim, s.heads, s.block, s.random, seed=index, longest=s.context)
 
 
-def parts(s: BigBirdSpec) -> tuple[EncoderEmbedding, Stack]:
+def parts(s: BigBirdSpec, mask: Mask = BOTH_WAYS) -> tuple[EncoderEmbedding, Stack]:
     """The diagram below the head."""
-    return embedding(s, Learned(s.context, s.width)), Stack([block(s, _mixer(s, i)) for i in range(s.layers)], NoNorm())
+    return embedding(s, Learned(s.context, s.width)), Stack([block(s, _mixer(s, i, mask)) for i in range(s.layers)], NoNorm())
 
 
 def deep(s: BigBirdSpec, tokens: TokenEmbedding) -> DeepSpanHead:
@@ -130,13 +136,15 @@ HOUSE = House(
 )
 _POOL = "{root}pooler"
 _BARE = drops(_POOL)
+MASKED = Kind("BigBirdForMaskedLM", mlm, (*MLM, *drops(_POOL, NEXT)))
 KINDS = (
     Kind(
         "BigBirdForPreTraining",
         pretrain,
         (*masked(*MLM_NAMES, native="head.mlm"), *both("head.next.pool", _POOL), *both("head.next.out", NEXT)),
     ),
-    Kind("BigBirdForMaskedLM", mlm, (*MLM, *drops(_POOL, NEXT))),
+    MASKED,
+    writer(MASKED, "BigBirdForCausalLM", attention_type="original_full"),
     Kind("BigBirdModel", pooled(), both("head.pool", _POOL)),
     Kind(
         "BigBirdForSequenceClassification",

@@ -20,9 +20,11 @@ from transept.models.encoders import (
     gelu,
     masked,
     mlm_gelu,
+    next_word_gelu,
     rows,
     span,
     wired,
+    writer,
 )
 from transept.models.text.bert import CLASSIFIER, EMBED, LAYERS, POSITIONS, QA, SEGMENTS, BertSpec, parts
 
@@ -66,13 +68,15 @@ ELECTRA = House(
     inert=("summary_last_dropout",),
 )
 _GENERATOR = masked("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias", "generator_lm_head.weight")
+MASKED = Kind("ElectraForMaskedLM", mlm_gelu, _GENERATOR)
 KINDS = (
     Kind(
         "ElectraForPreTraining",
         replaced,
         (*both("head.dense", "discriminator_predictions.dense"), *both("head.out", "discriminator_predictions.dense_prediction")),
     ),
-    Kind("ElectraForMaskedLM", mlm_gelu, _GENERATOR),
+    MASKED,
+    writer(MASKED, "ElectraForCausalLM", next_word_gelu),
     Kind("ElectraModel", bare),
     Kind(
         "ElectraForSequenceClassification",

@@ -18,10 +18,12 @@ from transept.models.encoders import (
     drops,
     masked,
     mlm_gelu,
+    next_word_gelu,
     pooled,
     rows,
     span,
     wired,
+    writer,
 )
 from transept.models.text.bert import CLASSIFIER, EMBED, LAYERS, POOL, POSITIONS, QA, SEGMENTS, BertSpec, parts
 
@@ -60,12 +62,9 @@ FIELDS = (
 )
 BODY = (*EMBED, SEGMENTS, POSITIONS, *LAYERS)
 _BARE = drops("{root}pooler.dense")
+_NAMES = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias")
 KINDS = (
-    Kind(
-        "RobertaForMaskedLM",
-        mlm_gelu,
-        (*masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"), *_BARE),
-    ),
+    Kind("RobertaForMaskedLM", mlm_gelu, (*masked(*_NAMES), *_BARE)),
     Kind("RobertaModel", pooled(), POOL),
     Kind(
         "RobertaForSequenceClassification",
@@ -86,6 +85,7 @@ _XLM = (
     "XLMRobertaForMultipleChoice",
 )
 XLM_KINDS = tuple(replace(kind, architecture=name) for kind, name in zip(KINDS, _XLM, strict=True))
+WRITER, XLM_WRITER = (writer(KINDS[0], f"{name}ForCausalLM", next_word_gelu) for name in ("Roberta", "XLMRoberta"))
 ROBERTA = House("roberta", "roberta.", rows=BODY, fields=FIELDS, fixed=BERT_FIXED)
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta")
 
@@ -95,6 +95,6 @@ FAMILY = Family(
     build=build,
     sizes=SIZES,
     tiny=TINY,
-    published=(*ROBERTA.forms(parts, KINDS), *XLM_ROBERTA.forms(parts, XLM_KINDS)),
+    published=(*ROBERTA.forms(parts, (*KINDS, WRITER)), *XLM_ROBERTA.forms(parts, (*XLM_KINDS, XLM_WRITER))),
     source="https://arxiv.org/abs/1907.11692",
 )

@@ -10,16 +10,33 @@ from transept.blocks.positions import Rotary
 from transept.blocks.stack import Stack
 from transept.core.registry import Family
 from transept.mapping import Drop
-from transept.models.encoders import BERT_FIELDS, BERT_FIXED, House, Kind, bare, both, choice, classes, masked, mlm, rows, span, wired
+from transept.models.encoders import (
+    BERT_FIELDS,
+    BERT_FIXED,
+    BOTH_WAYS,
+    House,
+    Kind,
+    bare,
+    both,
+    choice,
+    classes,
+    masked,
+    mlm,
+    rows,
+    span,
+    wired,
+    writer,
+)
 from transept.models.text.bert import CLASSIFIER, EMBED, LAYERS, MLM_NAMES, QA, SEGMENTS, BertSpec, attention, block, embedding
 from transept.models.text.electra import PROJECT
+from transept.ops.masks import Mask
 from transept.ops.rotary import Layout, RopeSpec
 
 
-def parts(s: BertSpec) -> tuple[EncoderEmbedding, Stack]:
+def parts(s: BertSpec, mask: Mask = BOTH_WAYS) -> tuple[EncoderEmbedding, Stack]:
     """The diagram below the head: nothing is added to the embedding, every layer turns its queries and keys."""
     position = Rotary(RopeSpec(theta=10000.0, dims=s.dim // s.heads, layout=Layout.PAIRS))
-    return embedding(s, None), Stack([block(s, attention(s, position)) for _ in range(s.layers)], NoNorm())
+    return embedding(s, None), Stack([block(s, attention(s, position, mask)) for _ in range(s.layers)], NoNorm())
 
 
 def last(s: BertSpec) -> Last:
@@ -55,8 +72,10 @@ ROFORMER = House(
     fields=(*BERT_FIELDS, ("context", "max_position_embeddings"), ("width", "embedding_size")),
     fixed={**BERT_FIXED, "rotary_value": False, "summary_type": "last", "summary_use_proj": False},
 )
+MASKED = Kind("RoFormerForMaskedLM", mlm, masked(*MLM_NAMES))
 KINDS = (
-    Kind("RoFormerForMaskedLM", mlm, masked(*MLM_NAMES)),
+    MASKED,
+    writer(MASKED, "RoFormerForCausalLM"),
     Kind("RoFormerModel", bare),
     Kind(
         "RoFormerForSequenceClassification",

@@ -48,14 +48,14 @@ class TransformerSpec(Spec):
     scaled: bool = True
 
 
+def _embedding(s: TransformerSpec, tokens: TokenEmbedding | SharedTokens) -> Embedding:
+    """The sines of a position come before its cosines, as Marian trains them."""
+    return Embedding(tokens, Sinusoidal(s.dim, Layout.HALVES), project=Scale(s.dim**0.5) if s.scaled else None)
+
+
 def _parts(s: TransformerSpec, tokens: TokenEmbedding) -> tuple[SourceEncoder, Trunk]:
-    """Both stacks. The sines of a position come before its cosines, as Marian trains them."""
-
-    def embedding(tokens: TokenEmbedding | SharedTokens) -> Embedding:
-        return Embedding(tokens, Sinusoidal(s.dim, Layout.HALVES), project=Scale(s.dim**0.5) if s.scaled else None)
-
-    encoder = SourceEncoder(embedding(tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
-    return encoder, Trunk(embedding(SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm())
+    encoder = SourceEncoder(_embedding(s, tokens), [encoder_layer(s) for _ in range(s.layers)], NoNorm())
+    return encoder, Trunk(_embedding(s, SharedTokens(tokens)), [decoder_layer(s) for _ in range(s.decoder_layers)], NoNorm())
 
 
 def build(s: TransformerSpec) -> EncoderDecoder:
@@ -70,9 +70,20 @@ def build_bare(s: TransformerSpec) -> BareEncoderDecoder:
     return BareEncoderDecoder(*_parts(s, TokenEmbedding(s.vocab, s.dim)))
 
 
+def build_writer(s: TransformerSpec) -> Decoder:
+    """The decoder alone, without its attention to a source."""
+    return alone(s, _embedding(s, tokens := TokenEmbedding(s.vocab, s.dim)), tokens)
+
+
+def alone(s: TransformerSpec, embed: Embedding, tokens: TokenEmbedding) -> Decoder:
+    """A language model of the decoder's layers, which score by the table of tokens."""
+    return Decoder(embed, [writer_layer(s) for _ in range(s.decoder_layers)], NoNorm(), TiedHead(tokens))
+
+
 def headed(trunk: Trunk, head: nn.Module) -> Decoder:
     """The decoder of a trunk and a head."""
-    return Decoder(trunk.embed, [*trunk.stack.layers], trunk.stack.norm, head)
+    blocks: list[Any] = [*trunk.stack.layers]
+    return Decoder(trunk.embed, blocks, trunk.stack.norm, head)
 
 
 def encoder_layer(s: TransformerSpec) -> Block:
@@ -89,6 +100,12 @@ def decoder_layer(s: TransformerSpec) -> Block:
         cross=Branch(CrossAttention(s.dim, heads, width, bias=Bias.ALL), LayerNorm(s.dim), Post()),
         mlp=Branch(MLP(s.dim, s.decoder_ffn, s.act), LayerNorm(s.dim), Post()),
     )
+
+
+def writer_layer(s: TransformerSpec) -> Block:
+    """The same without a source."""
+    attn = Attention(s.dim, s.decoder_heads, s.decoder_heads, s.dim // s.decoder_heads, mask=Causal(), bias=Bias.ALL)
+    return Block(attn=Branch(attn, LayerNorm(s.dim), Post()), mlp=Branch(MLP(s.dim, s.decoder_ffn, s.act), LayerNorm(s.dim), Post()))
 
 
 def _size(vocab: int, dim: int, layers: int, heads: int, ffn: int, context: int, **rest: Any) -> TransformerSpec:
@@ -140,12 +157,26 @@ def _sines(root: str) -> tuple[Drop, ...]:
     return tuple(Drop(f"{root}{side}.embed_positions.weight") for side in ("encoder", "decoder"))
 
 
+def alone_rows(*more: Row | Drop) -> tuple[Row | Tied | Drop, ...]:
+    """The rows of the decoder alone. Its file may hold the attention to a source that it never has."""
+    side, table = "model.decoder.", "embed.tokens.weight"
+    return (
+        Row(table, f"{side}embed_tokens.weight"),
+        Tied(table, "lm_head.weight"),
+        *more,
+        *(Row(f"stack.layers.{{m}}.{ours}.{kind}", f"{side}layers.{{m}}.{theirs}.{kind}")
+          for ours, theirs in (*_SELF, *_MLP) for kind in ("weight", "bias")),
+        *(Drop(f"{side}layers.{{m}}.{theirs}.{kind}") for _, theirs in _CROSS for kind in ("weight", "bias")),
+    )
+
+
 SCORES = (
     Tied(TABLE, "lm_head.weight"),
     Row("decoder.head.shift", "final_logits_bias", Reshape(lambda s: (s.vocab,), lambda s: (1, s.vocab))),
 )
 MAP = Map(*trunk("model."), *_sines("model."), *SCORES, index=INDEX)
 BARE_MAP = Map(*trunk(""), *_sines(""), index=INDEX)
+ALONE_MAP = Map(*alone_rows(Drop("model.decoder.embed_positions.weight")), index=INDEX)
 
 
 def _vocab(c: Mapping[str, Any]) -> int:
@@ -175,12 +206,13 @@ GENERATION = tuple(
     """.split()
 )
 _ALWAYS = ("share_encoder_decoder_embeddings", "static_position_embeddings", "tie_word_embeddings", "is_encoder_decoder")
-FIELDS = Fields(
+_NAMES = (
     Derived("vocab", ("vocab_size", "decoder_vocab_size"), _vocab, lambda s: {"vocab_size": s.vocab, "decoder_vocab_size": s.vocab}),
     *FIELD_NAMES,
-    fixed=dict.fromkeys(_ALWAYS, True),
-    inert=GENERATION,
 )
+FIELDS = Fields(*_NAMES, fixed=dict.fromkeys(_ALWAYS, True), inert=GENERATION)
+ALONE = {"is_encoder_decoder": False, "is_decoder": True}
+ALONE_FIELDS = Fields(*_NAMES, fixed={**dict.fromkeys(_ALWAYS, True), **ALONE}, inert=GENERATION)
 
 FAMILY = Family(
     name="transformer",
@@ -191,6 +223,7 @@ FAMILY = Family(
     published=(
         Published("MarianMTModel", MAP, FIELDS, model_type="marian"),
         Published("MarianModel", BARE_MAP, FIELDS, build_bare, model_type="marian"),
+        Published("MarianForCausalLM", ALONE_MAP, ALONE_FIELDS, build_writer, model_type="marian"),
     ),
     source="https://arxiv.org/abs/1706.03762",
 )
