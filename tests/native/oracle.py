@@ -10,6 +10,7 @@ from gguf.quants import dequantize
 from transept import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not() or "the native core is there")
+ISAS = [name for name in ("avx512", "avx2", "neon", "plain") if native.available() and native.isa(name)]
 FLOATS = ("F32", "F16", "BF16")
 QUANTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}

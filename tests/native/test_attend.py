@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.counts import count
-from tests.native.oracle import pytestmark  # noqa: F401
+from tests.native.oracle import ISAS, pytestmark  # noqa: F401
 from transept import native
 
-ISAS = [name for name in ("avx2", "neon", "plain") if native.available() and native.isa(name)]
 TOLERANCE = {"F32": 2e-6, "F16": 1e-3, "Q8": 1.5e-2}
 
 

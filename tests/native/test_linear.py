@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.counts import count
-from tests.native.oracle import FLOATS, QUANTS, activations, block, pytestmark, quantised, stored  # noqa: F401
+from tests.native.oracle import FLOATS, ISAS, QUANTS, activations, block, pytestmark, quantised, stored  # noqa: F401
 from transept import native
 from transept.core.errors import ConfigError
-
-ISAS = [name for name in ("avx2", "neon", "plain") if native.available() and native.isa(name)]
 
 
 def product(x: np.ndarray, weight: native.Weight, n: int, threads: int = 2, isa: str = "", **options: object) -> np.ndarray:

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.counts import count
-from tests.native.oracle import activations, pytestmark, stored  # noqa: F401
+from tests.native.oracle import ISAS, activations, pytestmark, stored  # noqa: F401
 from transept import native
 from transept.core.errors import ConfigError, InputError
 
-ISAS = [name for name in ("avx2", "neon", "plain") if native.available() and native.isa(name)]
 seeds, isas = st.integers(0, 2**32), st.sampled_from(ISAS)
 
 
@@ -320,6 +319,13 @@ def test_the_core_runs_without_torch_and_can_be_turned_off() -> None:
     assert done.stdout.strip() == "False TRANSEPT_NATIVE=0 turns the native core off"
     done = python("from transept import native; print(native.why_not())", TRANSEPT_NATIVE_LIBRARY="/nowhere/core.so")
     assert "was compiled for this" in done.stdout
+
+
+def test_an_instruction_set_can_be_forced() -> None:
+    show = "from transept import native; print(native.isa())"
+    assert [python(show, TRANSEPT_ISA=isa).stdout.strip() for isa in ISAS] == ISAS
+    done = python(show + "; native.Program().build(native.Team(1))", TRANSEPT_ISA="mmx")
+    assert done.stdout.strip() == "" and "no kernels named mmx" in done.stderr
 
 
 def test_a_forked_child_is_told() -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +20,12 @@ CORE = Path(__file__).parent / "core"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 COMMON = ("api", "check", "pack", "plan", "team", "kernels_plain")
+AVX2 = ["-O3", "-mavx2", "-mfma", "-mf16c"]
+NEON = {"kernels_neon": ["-O3", "-march=armv8.2-a+dotprod"]}
 ISA = {
-    "x86_64": {"kernels_avx2": ["-O3", "-mavx2", "-mfma", "-mf16c"]},
-    "aarch64": {"kernels_neon": ["-O3", "-march=armv8.2-a+dotprod+fp16"]},
+    "x86_64": {"kernels_avx2": AVX2, "kernels_avx512": [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))]},
+    "aarch64": NEON,
+    "arm64": NEON,
 }
 
 
@@ -60,6 +64,40 @@ def _run(command: list[str]) -> None:
         raise SourceError(f"The native core did not compile: {' '.join(command[:1] + command[-3:])} said {done.stderr.strip()[-600:]!r}.")
 
 
+def link(
+    target: Path, units: Mapping[str | Path, Sequence[str]], extra: Sequence[str] = (), cxx: str | None = None, shared: bool = True
+) -> None:
+    """Compile each unit (a name in the core's folder, or a file) with its flags and link them into `target`, whole or not at all.
+
+    Errors: SourceError where there is no compiler or it refuses the sources.
+    """
+    cxx = cxx or compiler()
+    if cxx is None:
+        raise SourceError("No C++ compiler was found: install g++ or clang++, or set CXX; without it the torch executor serves.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        sources = [CORE / f"{unit}.cpp" if isinstance(unit, str) else unit for unit in units]
+        objects = [str(Path(folder) / f"{i}.o") for i in range(len(sources))]
+        jobs = [
+            pool.submit(_run, [cxx, *FLAGS, *flags, *extra, f"-I{CORE}", "-c", str(source), "-o", out])
+            for source, flags, out in zip(sources, units.values(), objects, strict=True)
+        ]
+        for job in jobs:
+            job.result()
+        checked = any(flag.startswith("-fsanitize") for flag in extra)
+        alone = ["-static-libstdc++", "-static-libgcc"] if sys.platform == "linux" and not checked else []
+        made = Path(folder) / target.name
+        _run([cxx, *(["-shared"] if shared else []), "-pthread", *alone, *extra, *objects, "-o", str(made)])
+        part = target.with_suffix(f".{os.getpid()}.part")
+        shutil.copy(made, part)
+        os.replace(part, target)
+
+
+def units() -> dict[str | Path, Sequence[str]]:
+    """The core's sources on this machine, each with the flags of its own."""
+    return {name: [] for name in COMMON} | ISA.get(platform.machine().lower(), {})
+
+
 def build(out_dir: Path | str | None = None, sanitize: bool = False) -> Path:
     """Compile the core into `out_dir` (the package's own folder where none is given) and return the library's path.
 
@@ -69,36 +107,7 @@ def build(out_dir: Path | str | None = None, sanitize: bool = False) -> Path:
     target = out / library_name(sanitize)
     if target.exists():
         return target
-    cxx = compiler()
-    if cxx is None:
-        raise SourceError("No C++ compiler was found: install g++ or clang++, or set CXX; without it the torch executor serves.")
-    out.mkdir(parents=True, exist_ok=True)
-    units = {name: [] for name in COMMON} | ISA.get(platform.machine().lower(), {})
-    extra = SANITIZE if sanitize else []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = {name: str(Path(folder) / f"{name}.o") for name in units}
-        jobs = [
-            pool.submit(_run, [cxx, *FLAGS, *flags, *extra, "-c", str(CORE / f"{name}.cpp"), "-o", objects[name]])
-            for name, flags in units.items()
-        ]
-        for job in jobs:
-            job.result()
-        made = Path(folder) / target.name
-        _run(
-            [
-                cxx,
-                "-shared",
-                "-pthread",
-                *([] if sanitize else ["-static-libstdc++", "-static-libgcc"]),
-                *extra,
-                *objects.values(),
-                "-o",
-                str(made),
-            ]
-        )
-        part = target.with_suffix(f".{os.getpid()}.part")
-        shutil.copy(made, part)
-        os.replace(part, target)
+    link(target, units(), SANITIZE if sanitize else [])
     for stale in out.glob(f"transept_native-*{'-sanitize' if sanitize else ''}.so"):
         if stale != target and stale.stem.endswith("-sanitize") == sanitize:
             stale.unlink(missing_ok=True)  # a library of older sources would never be opened again

@@ -1,22 +1,42 @@
 // The C interface. Every function that can fail returns null or non-zero and leaves a sentence in transept_error().
 #include "plan.h"
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 using namespace transept;
 
 namespace transept {
-const Kernels *kernels_named(const char *name) {
-    const Kernels *found[3] = {};
+// What the processor and the system can run, the best first: the builtins ask the system too whether it keeps the wide registers.
+static int runnable(const Kernels **found) {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) found[n++] = &kernels_avx2;
-#elif defined(__aarch64__)
-    found[n++] = &kernels_neon;
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"), avx512 = avx2;
+#if !defined(TRANSEPT_EMULATED)
+    avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #endif
-    found[n++] = &kernels_plain;
+    if (avx512 && &kernels_avx512) found[n++] = &kernels_avx512;
+    if (avx2 && &kernels_avx2) found[n++] = &kernels_avx2;
+#elif defined(__aarch64__) && defined(__linux__)
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && &kernels_neon) found[n++] = &kernels_neon;
+#elif defined(__aarch64__)
+    if (&kernels_neon) found[n++] = &kernels_neon;
+#endif
+    if (&kernels_plain) found[n++] = &kernels_plain;
+    return n;
+}
+
+const Kernels *kernels_named(const char *name) {
+    const Kernels *found[3] = {};
+    int n = runnable(found);
+    if (!name || !*name) name = std::getenv("TRANSEPT_ISA");
     if (!name || !*name) return found[0];
     for (int i = 0; i < n; i++)
         if (!std::strcmp(found[i]->name, name)) return found[i];
@@ -72,7 +92,7 @@ EXPORT Plan *transept_plan_new(const Record *records, int record_count, const We
     try {
         auto plan = std::make_unique<Plan>();
         plan->kernels = kernels_named(isa);
-        if (!plan->kernels) { fail(std::string("this machine has no kernels named ") + isa); return nullptr; }
+        if (!plan->kernels) { fail(std::string("this machine has no kernels named ") + (*isa ? isa : std::getenv("TRANSEPT_ISA"))); return nullptr; }
         for (int i = 0; i < weight_count; i++) {
             const Weight &w = weights[i];
             int64_t need = w.kind == VECTOR ? static_cast<int64_t>(w.n) * w.k * 4

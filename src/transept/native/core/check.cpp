@@ -237,7 +237,7 @@ void Plan::join() {
 
 void Plan::allocate() {
     join();
-    for (int32_t w : widths) storage.emplace_back(static_cast<size_t>(round_up(w, NR) * max_rows));
+    for (int32_t w : widths) storage.emplace_back(sizeof(float) * static_cast<size_t>(round_up(w, NR) * max_rows));
     int64_t k = 1, common = 0, values = 0, tile = 0;
     for (const Record &r : records) {
         if (r.op == LINEAR) {
@@ -255,7 +255,7 @@ void Plan::allocate() {
             tile = std::max<int64_t>(tile, PAGE * std::max(round_up(c.head, NR), static_cast<int64_t>(c.width())));
         }
     }
-    shared.resize(static_cast<size_t>(common));
+    shared = Zeroed(static_cast<size_t>(common));
     own.resize(static_cast<size_t>(team->size));
     for (Own &o : own) {
         o.sums.resize(2 * ROWS * NR);

@@ -97,6 +97,7 @@ template <int R> INLINE void micro(const float *tile, int ldw, int n, const floa
 
 INLINE void rows(const float *tile, int ldw, int n, const float *const *x, int at, int t, float *acc, int lda) {
     int r = 0;
+    if (VN == 1) for (; r + 12 <= t; r += 12) micro<12>(tile, ldw, n, x + r, at, acc + r * lda, lda);
     for (; r + 6 <= t; r += 6) micro<6>(tile, ldw, n, x + r, at, acc + r * lda, lda);
     switch (t - r) {
     case 5: micro<5>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
@@ -163,7 +164,7 @@ template <int K> static void panels_one_of(const uint8_t *panel, int64_t stride,
 
 // Sums of quants times int8 activations of groups [from, from + 4) or all eight; `get(g)` yields a group's 64 bytes.
 template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, int b, int from, int to, vi *out) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(TRANSEPT_512)
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi16(255);
     if constexpr (BITS == 8) { // bytes widened to 16 bits in place: elements 0, 2 and 1, 3 of each four
         UNROLL for (int r = 0; r < R; r++) out[r] = zero_int();
@@ -210,20 +211,13 @@ template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, i
     }
 #else
     UNROLL for (int r = 0; r < R; r++) out[r] = zero_int();
-    for (int g = from; g < to; g++) {
+    WHERE_FAST for (int g = from; g < to; g++) {
         vb w = get(g);
-        UNROLL for (int r = 0; r < R; r++)
-            for (int i = 0; i < VN; i++) {
-                const int8_t *q = x[r].q + KB * b + 4 * g;
-#if defined(__ARM_FEATURE_DOTPROD)
-                int32_t four;
-                std::memcpy(&four, q, 4); // signed dot product: 8-bit quants go back to their own sign, see `offset`
-                int8x16_t s = vreinterpretq_s8_u8(BITS == 8 ? veorq_u8((uint8x16_t)w.v[i], vdupq_n_u8(0x80)) : (uint8x16_t)w.v[i]);
-                out[r].v[i] = (ni)vdotq_s32((int32x4_t)out[r].v[i], s, vreinterpretq_s8_s32(vdupq_n_s32(four)));
-#else
-                for (int j = 0; j < 4; j++) out[r].v[i] += (((ni)w.v[i] >> (8 * j)) & 255) * (int32_t)q[j];
-#endif
-            }
+        UNROLL for (int r = 0; r < R; r++) {
+            int32_t four;
+            std::memcpy(&four, x[r].q + KB * b + 4 * g, 4);
+            WHERE_FAST for (int i = 0; i < VN; i++) out[r].v[i] = dot<BITS>(out[r].v[i], w.v[i], four);
+        }
     }
 #endif
 }
@@ -287,6 +281,7 @@ template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRo
             store_bytes(tile + 64 * g, group<K>(w.body, g));
         }
         int r = 0;
+        if (VN == 1) for (; r + 8 <= t; r += 8) from_tile<K, 8>(tile, w, x + r, b, sums + NR * r);
         for (; r + 4 <= t; r += 4) from_tile<K, 4>(tile, w, x + r, b, sums + NR * r);
         for (; r < t; r++) from_tile<K, 1>(tile, w, x + r, b, sums + NR * r);
     }

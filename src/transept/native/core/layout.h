@@ -120,12 +120,12 @@ struct Kernels {
     void (*store)(const Cache &c, int page, int slot, int kv_head, const float *k, const float *v);
 };
 
-extern const Kernels kernels_plain;
+#define MAYBE extern const Kernels __attribute__((weak)) // a build may leave any of them out
+MAYBE kernels_plain;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2;
-#endif
-#if defined(__aarch64__)
-extern const Kernels kernels_neon;
+MAYBE kernels_avx512, kernels_avx2;
+#elif defined(__aarch64__)
+MAYBE kernels_neon;
 #endif
 
 float half_to_float(uint16_t h);

@@ -12,7 +12,6 @@ namespace {
 
 constexpr float EMPTY = -INFINITY;
 
-
 QRow qrow(uint8_t *base, int64_t i, int k) {
     int64_t p = round_up(k, KB);
     uint8_t *at = base + i * qrow_bytes(k);
@@ -93,15 +92,25 @@ struct Run {
         return shared;
     }
 
-    struct Items { int chunk, panels, grain, grains, count; };
+    // Each thread begins with `lead` panels of its own, one stream of memory; the others are handed out by `grain` as threads come free.
+    struct Items {
+        int chunk, panels, lead, grain, grains, count, size;
+        int from(int j) const { return j < size ? j * lead : size * lead + (j - size) * grain; }
+        int to(int j) const { return std::min(from(j) + (j < size ? lead : grain), panels); }
+    };
     Items items(const Record &r) const { // what a linear hands out: some panels for some rows
         const Weight &w = weight(r.w[0]);
         int n = rows(r), groups = r.i[3], columns = w.n / groups / (1 + r.i[2]);
         bool ints = r.i[1] && quantised(w);
         int chunk = static_cast<int>(std::clamp<int64_t>(65536 / w.k * (ints ? 2 : 1) / 12 * 12, 24, 120)), chunks = (n + chunk - 1) / chunk;
-        int panels = panels_of(columns), wanted = plan.team->size * (n > 32 ? 16 : 6); // so many, that no thread waits long
-        int grain = std::clamp(panels * chunks * groups / wanted, 1, panels), grains = (panels + grain - 1) / grain;
-        return {chunk, panels, grain, grains, chunks * groups * grains};
+        int panels = panels_of(columns), size = plan.team->size, wanted = size * (n > 32 ? 16 : 6); // so many, that no thread waits long
+        int grain = std::clamp(panels * chunks * groups / wanted, 1, panels), lead = grain;
+        if (n <= 4 && groups == 1) { // few rows wait for the memory: seven eighths lie together
+            lead = panels * 7 / 8 / size;
+            grain = std::max(1, (panels - size * lead) / (size * 3));
+        }
+        int grains = lead == grain ? (panels + grain - 1) / grain : size + (panels - size * lead + grain - 1) / grain;
+        return {chunk, panels, lead, grain, grains, chunks * groups * grains, size};
     }
 
     // The weights that this thread will meet first in the next linear, as far as they fit beside what it holds.
@@ -113,9 +122,8 @@ struct Run {
         Items s = items(r);
         if (rows(r) > 4 || r.i[3] > 1 || id >= s.count) return;
         int64_t bytes = panel_bytes(weight(r.w[0]).kind, weight(r.w[0]).k) * (1 + r.i[2]);
-        int last = std::min((id + 1) * s.grain, s.panels);
-        ahead.from = weight(r.w[0]).data + id * s.grain * bytes;
-        ahead.to = ahead.from + std::min<int64_t>((last - id * s.grain) * bytes, 96 << 10);
+        ahead.from = weight(r.w[0]).data + s.from(id) * bytes;
+        ahead.to = ahead.from + std::min<int64_t>((s.to(id) - s.from(id)) * bytes, 96 << 10);
     }
 
     void linear(size_t index, const Record &r, int id, const Record *norm) {
@@ -134,8 +142,8 @@ struct Run {
             quants = quantise(index, 0, id, n * groups, w.k, layout(w.kind).bits == 8, plan.shared.data(),
                               [&](int i) { return input(i / groups) + (i % groups) * in; });
         Items s = items(r);
-        for (int item = id; item < s.count; item = plan.team->size + take(index, 1)) {
-            int c = item / (groups * s.grains), g = item / s.grains % groups, p0 = item % s.grains * s.grain;
+        for (int item = id; item < s.count; item = s.size + take(index, 1)) {
+            int c = item / (groups * s.grains), g = item / s.grains % groups, p0 = s.from(item % s.grains), p1 = s.to(item % s.grains);
             int first = c * s.chunk, t = std::min(s.chunk, n - first);
             Product p = {&w, t, gated, r.i[0], ints, has(r.b), r.f[0], vector(r.w[1])};
             if (p.bias) p.bias += g * w.n / groups;
@@ -146,7 +154,7 @@ struct Run {
                 o.y[at_j] = at(r.y, first + j) + g * out + p0 * NR;
                 if (has(r.b)) o.residual[at_j] = at(r.b, first + j) + g * out + p0 * NR;
             }
-            products(o, p, g * s.panels, p0, std::min(p0 + s.grain, s.panels), columns);
+            products(o, p, g * s.panels, p0, p1, columns);
         }
         look_ahead(index, id);
     }
@@ -541,7 +549,7 @@ struct Run {
 
 float *Plan::buffer(int i, int64_t *stride) const {
     *stride = round_up(widths[static_cast<size_t>(i)], NR);
-    return const_cast<float *>(storage[static_cast<size_t>(i)].data());
+    return storage[static_cast<size_t>(i)].data<float>();
 }
 
 std::string Plan::step(const Batch &batch, double *seconds) {
@@ -556,7 +564,7 @@ std::string Plan::step(const Batch &batch, double *seconds) {
         run.slots.resize(std::max(run.slots.size(), static_cast<size_t>(run.rows(r) * r.i[1])));
         run.starts.resize(std::max(run.starts.size(), static_cast<size_t>(r.i[0]) + 1));
     }
-    if (static_cast<int64_t>(shared.size()) < parts) shared.resize(static_cast<size_t>(parts));
+    if (static_cast<int64_t>(shared.size) < parts) shared = Zeroed(static_cast<size_t>(parts));
     for (auto &n : next) n.store(0, std::memory_order_relaxed);
     bool ran = team->run([](void *arg, int id) { static_cast<Run *>(arg)->work(id); }, &run);
     return ran ? "" : "this process was forked after the plan's threads were started";

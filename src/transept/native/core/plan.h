@@ -3,7 +3,10 @@
 #include "layout.h"
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <thread>
 #include <utility>
@@ -82,6 +85,15 @@ inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 inline int64_t qrow_bytes(int k) { int64_t p = round_up(k, KB); return round_up(3 * p + p / 8 + p / 4, 64); }
 inline bool quantised(const Weight &w) { return w.kind != VECTOR && layout(w.kind).bits > 0; }
 
+struct Zeroed { // memory that reads as zeros and takes no room before it is written; begins at a cache line
+    explicit Zeroed(size_t bytes = 0) : size(bytes), base(std::calloc(bytes + 64, 1), std::free) {
+        if (!base) throw std::bad_alloc();
+    }
+    template <class T = uint8_t> T *data() const { return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(base.get()) + 63) & ~uintptr_t{63}); }
+    size_t size;
+    std::unique_ptr<void, void (*)(void *)> base;
+};
+
 struct Own { // one thread's scratch
     std::vector<float> sums, scores, tile, o, parts, normed;
     std::vector<const float *> x, residual;
@@ -114,8 +126,8 @@ class Plan {
     void allocate();
     void join();
     std::string check_batch(const Batch &b) const;
-    std::vector<std::vector<float>> storage;
-    std::vector<uint8_t> shared;          // quantised rows, expert slots, attention parts
+    std::vector<Zeroed> storage;
+    Zeroed shared;                        // quantised rows, expert slots, attention parts
     std::vector<Own> own;
     std::vector<std::atomic<int>> next;    // COUNTERS per record
     std::vector<size_t> past, following;   // per record: the end of its run of records that look at one row alone; the next linear

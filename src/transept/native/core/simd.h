@@ -19,8 +19,20 @@
 
 namespace transept::TRANSEPT_ISA {
 
-#if defined(__AVX2__)
+// What the two x86 sets spell differently: the width of a name, and loads of half and a quarter as many bytes as a vector has.
+#if defined(__AVX512VNNI__) || defined(TRANSEPT_EMULATED)
+#define TRANSEPT_512
+#define X86(name) _mm512_##name
+#define LOAD_HALF(p) _mm256_loadu_si256((const __m256i *)(p))
+#define LOAD_QUARTER(p) _mm_loadu_si128((const __m128i *)(p))
+constexpr int LANES = 16;
+typedef __m512 xf;
+#elif defined(__AVX2__)
+#define X86(name) _mm256_##name
+#define LOAD_HALF(p) _mm_loadu_si128((const __m128i *)(p))
+#define LOAD_QUARTER(p) _mm_loadl_epi64((const __m128i *)(p))
 constexpr int LANES = 8;
+typedef __m256 xf;
 #else
 constexpr int LANES = 4;
 #endif
@@ -37,7 +49,7 @@ struct vb { nb v[VN]; };
 
 INLINE nf splat(float s) {
 #if defined(__AVX2__)
-    return (nf)_mm256_set1_ps(s);
+    return (nf)X86(set1_ps)(s);
 #else
     return s - (nf){};
 #endif
@@ -47,7 +59,7 @@ INLINE ni splat_int(int32_t s) { return s - (ni){}; }
 // The one multiply-add: its rounding is part of the contract that a row's bits do not depend on its neighbours.
 INLINE nf fma1(nf a, nf b, nf c) {
 #if defined(__AVX2__)
-    return (nf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (nf)X86(fmadd_ps)((xf)a, (xf)b, (xf)c);
 #elif defined(__aarch64__)
     return (nf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
@@ -79,15 +91,22 @@ INLINE vf below(vf x, vf y, float limit, float then) { EACH y.v[i] = x.v[i] < sp
 INLINE vf maximum(vf a, vf b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 INLINE vf magnitude(vf a) { EACH a.v[i] = (nf)((ni)a.v[i] & 0x7fffffff); return a; }
 INLINE vf to_float(vi a) { vf r; EACH r.v[i] = __builtin_convertvector(a.v[i], nf); return r; }
+#if defined(TRANSEPT_512)
+INLINE __m256 low(vf a) { return _mm512_castps512_ps256((__m512)a.v[0]); }
+INLINE __m256 high(vf a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)a.v[0], 1)); }
+#elif defined(__AVX2__)
+INLINE __m256 low(vf a) { return (__m256)a.v[0]; }
+INLINE __m256 high(vf a) { return (__m256)a.v[1]; }
+#endif
 #if defined(__AVX2__)
 INLINE __m128 halved(__m256 a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
 INLINE float total(vf a) { // fixed order: halves onto halves
-    __m128 t = halved(_mm256_add_ps((__m256)a.v[0], (__m256)a.v[1]));
+    __m128 t = halved(_mm256_add_ps(low(a), high(a)));
     t = _mm_add_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
 }
 INLINE float largest(vf a) {
-    __m256 m = _mm256_max_ps((__m256)a.v[0], (__m256)a.v[1]);
+    __m256 m = _mm256_max_ps(low(a), high(a));
     __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
     t = _mm_max_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
@@ -111,7 +130,9 @@ INLINE vf from_bf16(const uint16_t *p) {
     vf r;
     EACH {
 #if defined(__AVX2__)
-        r.v[i] = (nf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + LANES * i))), 16);
+        r.v[i] = (nf)X86(slli_epi32)(X86(cvtepu16_epi32)(LOAD_HALF(p + LANES * i)), 16);
+#elif defined(__aarch64__)
+        r.v[i] = (nf)vshll_n_u16(vld1_u16(p + LANES * i), 16);
 #else
         ni w;
         for (int j = 0; j < LANES; j++) w[j] = (int32_t)((uint32_t)p[LANES * i + j] << 16);
@@ -125,7 +146,7 @@ INLINE vf from_half(const uint16_t *p) {
     vf r;
     EACH {
 #if defined(__AVX2__)
-        r.v[i] = (nf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + LANES * i)));
+        r.v[i] = (nf)X86(cvtph_ps)(LOAD_HALF(p + LANES * i));
 #elif defined(__aarch64__)
         r.v[i] = (nf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + LANES * i)));
 #else
@@ -165,7 +186,11 @@ INLINE vf from_u8(const uint8_t *p) {
     vf r;
     EACH {
 #if defined(__AVX2__)
-        r.v[i] = (nf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * i))));
+        r.v[i] = (nf)X86(cvtepi32_ps)(X86(cvtepu8_epi32)(LOAD_QUARTER(p + LANES * i)));
+#elif defined(__aarch64__)
+        uint32_t four;
+        std::memcpy(&four, p + LANES * i, 4);
+        r.v[i] = (nf)vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
 #else
         for (int j = 0; j < LANES; j++) r.v[i][j] = p[LANES * i + j];
 #endif
@@ -176,13 +201,37 @@ INLINE vf from_s8(const int8_t *p) {
     vf r;
     EACH {
 #if defined(__AVX2__)
-        r.v[i] = (nf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * i))));
+        r.v[i] = (nf)X86(cvtepi32_ps)(X86(cvtepi8_epi32)(LOAD_QUARTER(p + LANES * i)));
+#elif defined(__aarch64__)
+        uint32_t four;
+        std::memcpy(&four, p + LANES * i, 4);
+        r.v[i] = (nf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
 #else
         for (int j = 0; j < LANES; j++) r.v[i][j] = p[LANES * i + j];
 #endif
     }
     return r;
 }
+
+// Four unsigned quants of each column times four int8 activations, onto 32-bit sums; AVX2 has its own way, see `dots`.
+#if defined(TRANSEPT_512) || defined(__ARM_FEATURE_DOTPROD)
+#define WHERE_FAST UNROLL
+#else
+#define WHERE_FAST // plain code is short rather than fast
+#endif
+#if defined(TRANSEPT_512)
+template <int BITS> INLINE ni dot(ni sum, nb w, int32_t four) { return (ni)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four)); }
+#elif defined(__ARM_FEATURE_DOTPROD)
+template <int BITS> INLINE ni dot(ni sum, nb w, int32_t four) { // signed: 8-bit quants go back to their own sign, see `offset`
+    int8x16_t s = vreinterpretq_s8_u8(BITS == 8 ? veorq_u8((uint8x16_t)w, vdupq_n_u8(0x80)) : (uint8x16_t)w);
+    return (ni)vdotq_s32((int32x4_t)sum, s, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+}
+#else
+template <int BITS> INLINE ni dot(ni sum, nb w, int32_t four) {
+    for (int j = 0; j < 4; j++) sum += (((ni)w >> (8 * j)) & 255) * (int32_t)(int8_t)(four >> (8 * j));
+    return sum;
+}
+#endif
 
 // exp to 2 units in the last place: range reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
 INLINE vf exp(vf x) {

@@ -1,0 +1,2 @@
+#define TRANSEPT_ISA avx512
+#include "kernels.inl"
