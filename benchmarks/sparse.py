@@ -52,6 +52,7 @@ PATTERNS = {
     "strided, 128, causal": lambda n: Causal() & Strided(128),
     "fixed, 128 and 8, causal": lambda n: Causal() & Fixed(128, 8),
     "fixed, 256 and 8, causal": lambda n: Causal() & Fixed(256, 8),
+    "fixed, 512 and 8, causal": lambda n: Causal() & Fixed(512, 8),
 }
 
 

@@ -20,6 +20,8 @@ from transept.ops.masks import PAD, And, Bound, Causal, Columns, Full, Mask, Pos
 from transept.ops.patterns import Every
 
 TILE = 128
+STRIP = 32
+"""How many of the columns that all see make one block: few, since of the last block before a query most are often not seen."""
 SHORTEST = 512
 """Keys from which on a sparse plan can pay."""
 WORTH = 0.6
@@ -75,9 +77,11 @@ def _comb(atoms: tuple[Mask, ...]) -> Every | None:
 @dataclass(frozen=True)
 class Plan:
     """What to compute: for each block of `tile` queries its key blocks and their mask (None: all of it); `columns` stand behind the keys
-    as more blocks; `rows` are computed by themselves under `rows_mask`; `comb` is attention within the classes of `step`."""
+    as more blocks, `strip` of them in each; `rows` are computed by themselves under `rows_mask`; `comb` is attention within the classes of
+    `step`."""
 
     tile: int
+    strip: int
     tiles: tuple[tuple[tuple[int, ...], Bool[Tensor, "_ 1 _ _"] | None], ...]
     columns: Int[Tensor, "c"]
     rows: Int[Tensor, "r"]
@@ -100,16 +104,19 @@ def plan(mask: Bound, tile: int, share: float = 1.0) -> Plan | None:
         return None
     q, k = mask.q.index, mask.k.index
     columns, rows = _chosen(shapes.columns, Columns, k), _chosen(shapes.rows, Rows, q)
-    spans = Spans.of(q, tile), _joined(Spans.of(k, tile), Spans.of(k[:, columns], tile) if len(columns) else None)
+    strip = min(tile, STRIP)
+    spans = Spans.of(q, tile), _joined(Spans.of(k, tile), Spans.of(k[:, columns], strip) if len(columns) else None)
     near, whole = _maps(shapes, q, k, tile, spans)
-    area = int(near.sum()) * tile * tile + len(rows) * k.shape[1] + (q.shape[1] * k.shape[1] // shapes.comb.step if shapes.comb else 0)
+    first = -(-k.shape[1] // tile)
+    area = (int(near[:, :first].sum()) * tile + int(near[:, first:].sum()) * strip) * tile + len(rows) * k.shape[1]
+    area += q.shape[1] * k.shape[1] // shapes.comb.step if shapes.comb else 0
     if area > share * q.shape[1] * k.shape[1]:
         return None
-    maker = _Maker(shapes, (q, k, columns), tile, _shifts(shapes, mask, tile))
+    maker = _Maker(shapes, (q, k, columns), tile, strip, _shifts(shapes, mask, tile))
     tiles = tuple(maker.tile(i, near[i], whole[i]) for i in range(len(near)))
     rows_mask = Bound(mask.mask, Positions(q[:, rows], None), mask.k).dense if len(rows) else None
     step, comb = (shapes.comb.step, _class_bound(mask, shapes.comb)) if shapes.comb else (1, None)
-    return Plan(tile, tiles, columns, rows, rows_mask, step, comb)
+    return Plan(tile, strip, tiles, columns, rows, rows_mask, step, comb)
 
 
 def _chosen(parts: tuple[Mask, ...], kind: type[Columns] | type[Rows], index: Tensor) -> Int[Tensor, "c"]:
@@ -166,6 +173,7 @@ class _Maker:
     shapes: Shapes
     index: tuple[Tensor, Tensor, Tensor]
     size: int
+    strip: int
     shifts: bool
     made: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
@@ -176,8 +184,8 @@ class _Maker:
         rows = q[:, i * self.size : (i + 1) * self.size]
         ids, masks, full = [], [], whole.tolist()
         for j in near.nonzero()[:, 0].tolist():
-            at = (j if j < first else j - first) * self.size
-            keys = k[:, at : at + self.size] if j < first else k[:, columns[at : at + self.size]]
+            at = j * self.size if j < first else (j - first) * self.strip
+            keys = k[:, at : at + self.size] if j < first else k[:, columns[at : at + self.strip]]
             if full[j]:
                 allowed = rows.new_ones(1, rows.shape[1], keys.shape[1], dtype=torch.bool)
             elif self.shifts and j < first:
@@ -265,7 +273,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float
 def _blocks(x: Tensor, found: Plan) -> list[Tensor]:
     """The keys' blocks, then those of the gathered columns. Splitting, unlike slicing, has a gradient of linear cost."""
     blocks = list(x.split(found.tile, 2))
-    return blocks + (list(x.index_select(2, found.columns).split(found.tile, 2)) if len(found.columns) else [])
+    return blocks + (list(x.index_select(2, found.columns).split(found.strip, 2)) if len(found.columns) else [])
 
 
 def _tiles(q: Tensor, k: Tensor, v: Tensor, found: Plan, scale: float) -> Tensor:

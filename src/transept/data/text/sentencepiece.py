@@ -151,7 +151,7 @@ class Spelling:
         size = struct.unpack_from("<I", raw)[0] if len(raw) >= 4 else 0
         if raw and (size % 4 or not 4 <= size <= len(raw) - 4 or raw[-1]):
             raise TokenizerError(f"{self.where}: a table of {len(raw)} bytes whose first part has {size}; it does not fit")
-        self.units = struct.unpack_from(f"<{size // 4}I", raw, 4) if raw else ()
+        self.units: tuple[int, ...] = struct.unpack_from(f"<{size // 4}I", raw, 4) if raw else ()
         self.words = raw[4 + size :]
 
     def __call__(self, text: str) -> str:
