@@ -93,18 +93,12 @@ TEXT = (
 )
 
 
-def test_stored_numbers_are_run_as_they_are(smollm2: Model) -> None:
+def test_activations_in_eight_bits_cost_little(smollm2: Model) -> None:
+    """The test above holds the stored numbers in floats to the module; this one what `fast` may lose."""
     source = describe(pull("smollm2-135m-instruct"))
     ids = smollm2.encode(TEXT)
-    exact, fast = (
-        NativeRunner(source.empty(), StoredWeights(source), pages=8, threads=2, fast=rounded).step(
-            [Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))]
-        )
-        for rounded in (False, True)
-    )
+    fast = NativeRunner(source.empty(), StoredWeights(source), pages=8, fast=True).step([Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))])
     with torch.inference_mode():
-        want = smollm2.model(torch.tensor([ids])).logits[0]
-    assert float((exact - want).abs().max()) <= 1e-3
-    assert torch.equal(exact.argmax(-1), want.argmax(-1))
+        want = smollm2.look()(torch.tensor([ids])).logits[0]
     p, q = want.log_softmax(-1), fast.log_softmax(-1)
-    assert float((p.exp() * (p - q)).sum(-1).mean()) <= 0.01
+    assert 0.0 < float((p.exp() * (p - q)).sum(-1).mean()) <= 0.01
