@@ -80,5 +80,8 @@ def library() -> ctypes.CDLL:
 
 
 def isa(wanted: str = "") -> str:
-    """The instruction set that steps will use: avx2, neon or plain; empty where `wanted` does not run here."""
+    """The instruction set that steps will use: avx512, avx2, neon or plain; empty where `wanted` does not run here.
+
+    Without `wanted` it is the best that runs here, or what $TRANSEPT_ISA names.
+    """
     return library().transept_isa(wanted.encode()).decode()
