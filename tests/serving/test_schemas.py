@@ -79,9 +79,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, 
     """SmolLM2 at the full count, else a tiny model of random weights."""
     if FULL:
         pull("smollm2-135m-instruct")
-        settings, name = Settings(models=("smollm2-135m-instruct",), context=1024, pages=1024, fast=True), "smollm2-135m-instruct"
+        settings, name = Settings(models=("smollm2-135m-instruct",), context=4096, pages=2048, fast=True), "smollm2-135m-instruct"
     else:
-        settings, name = tiny.settings(tmp_path_factory.mktemp("models"), rows=16), "tiny"
+        # A tool's schema stands in the prompt, and takes a token for nearly each of its letters there.
+        folder = tiny.decoder(tmp_path_factory.mktemp("models") / "tiny", context=8192)
+        settings, name = Settings(models=(str(folder),), pages=4096), "tiny"
     with Running(settings) as server:
         yield server, name
         tiny.settle(server.app)

@@ -48,5 +48,5 @@ def create(settings: Settings, told: Callable[[Served], None] = lambda served: N
     app.mount("/", pages, name="static")
     errors.install(app, requests.NAMES)
     rules = {"limits": settings.limits, "keys": settings.keys, "hosts": settings.hosts, "pages": tuple(pages.files)}
-    app.add_middleware(Shield, observe=desk.metrics.observe, **rules)
+    app.add_middleware(Shield, observe=desk.metrics.observe, full=desk.gate.check, **rules)
     return app

@@ -44,12 +44,16 @@ class Gate:
         self.share = limits["queue"] * (limits["share"] if keys > 1 else 100) // 100 or 1
         self.pace, self.last = 1.0, time.monotonic()
 
-    def enter(self, tenant: str) -> Ticket:
-        """A place for one request. Raises Refusal (429) with the seconds after which another attempt makes sense."""
+    def check(self, tenant: str) -> None:
+        """Raises Refusal (429), with the seconds after which another attempt makes sense, where there is no place."""
         if self.requests >= self.limits["queue"]:
             raise self.full(f"{self.requests} requests are under way, which is all that this server takes")
         if self.by_tenant[tenant] >= self.share:
             raise self.full(f"this key has {self.by_tenant[tenant]} requests under way, which is its share")
+
+    def enter(self, tenant: str) -> Ticket:
+        """A place for one request. Raises Refusal (429)."""
+        self.check(tenant)
         self.requests += 1
         self.by_tenant[tenant] += 1
         return Ticket(self, tenant)

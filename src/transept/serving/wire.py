@@ -96,14 +96,15 @@ class Shield:
     """The outermost layer: who may ask, how long and how much; a fault inside becomes one reply and touches nothing else.
 
     `hosts` are the names in a Host header that are served beside loopback ones; None allows all, which needs keys. `pages` are the
-    addresses that need no key because they hold no secret: the playground's own files.
+    addresses that need no key because they hold no secret: the playground's own files. `full` is told who sends work and raises where
+    there is no place for it, so that a refusal costs neither the reading of a body nor its checks.
     """
 
     def __init__(
         self, app: ASGIApp, limits: Limits, keys: Sequence[str], hosts: Sequence[str] | None, observe: Callable[[Scope, int], None],
-        pages: Collection[str] = (),
+        pages: Collection[str] = (), full: Callable[[str], None] = lambda tenant: None,
     ):  # fmt: skip
-        self.app, self.limits, self.keys, self.observe = app, limits, tuple(keys), observe
+        self.app, self.limits, self.keys, self.observe, self.full = app, limits, tuple(keys), observe, full
         self.open = frozenset((*OPEN, *pages))
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
@@ -150,6 +151,8 @@ class Shield:
                 sentence = "give the server's key in the header 'Authorization: Bearer KEY'"
                 raise Refusal(401, sentence, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             scope["tenant"] = hashlib.sha256(right[0].encode()).hexdigest()[:16]
+        if scope["method"] == "POST":
+            self.full(scope["tenant"])
 
     def _bounded(self, receive: Receive) -> Receive:
         most, seconds, seen, over = self.limits["body"], self.limits["body_seconds"], 0, False
