@@ -95,7 +95,8 @@ def link(
 
 def units() -> dict[str | Path, Sequence[str]]:
     """The core's sources on this machine, each with the flags of its own."""
-    return {name: [] for name in COMMON} | ISA.get(platform.machine().lower(), {})
+    common: dict[str | Path, Sequence[str]] = {name: [] for name in COMMON}
+    return common | ISA.get(platform.machine().lower(), {})
 
 
 def build(out_dir: Path | str | None = None, sanitize: bool = False) -> Path:
