@@ -187,7 +187,7 @@ def _embed(embed: nn.Module, p: Lowering) -> View:
     scale = embed.project.factor if isinstance(embed.project, Scale) else 1.0
     x = p.buffer("stream", dim)
     p.program.label = p.name(embed.tokens)
-    p.program.embed(native.pack(p.raw(embed.tokens)), x, scale=scale)
+    p.program.embed(p.pack(embed.tokens), x, scale=scale)
     if isinstance(embed.project, nn.Linear):
         x = p.linear(embed.project, x, p.buffer("stream", embed.project.out_features))
     if isinstance(embed.position, Learned):
