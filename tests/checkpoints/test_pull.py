@@ -28,6 +28,7 @@ from pathlib import Path
 from tests.checkpoints import test_pull as t
 from transept.checkpoints import pull
 pull._CHUNK = 64
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored, and hands that on
 stop = int(sys.argv[1])
 def progress(done, total):
     if stop and done >= stop:

@@ -132,7 +132,7 @@ void products(const Kernels &fast, const Kernels &plain, bool exact) {
         for (int block = 0; exact && block < blocks_of(k); block++) { // the extremes too, by a scale that is a power of two
             QRow r = q.back();
             r.scale[block] = 0.25f;
-            for (int j = 0; j < KB; j++) r.q[KB * block + j] = static_cast<int8_t>(upto(3) ? between(-127, 127) : 127);
+            for (int j = 0; j < KB; j++) r.q[KB * block + j] = static_cast<int8_t>(upto(3) ? between(-128, 127) : -128);
             r.sum[2 * block] = r.sum[2 * block + 1] = 0;
             for (int j = 0; j < KB; j++) r.sum[2 * block + j / 16] += r.q[KB * block + j];
             for (int j = 0; j < KB; j++) r.wide[KB * block + j / 4 * 4 + (j % 4 == 1 ? 2 : j % 4 == 2 ? 1 : j % 4)] = r.q[KB * block + j];

@@ -44,11 +44,12 @@ def activations(rng: np.random.Generator, t: int, k: int) -> np.ndarray:
 
 
 def quantised(x: np.ndarray) -> np.ndarray:
-    """What int8 activations by blocks of 32 mean: round(x / (max|x| / 127)) times that scale, in float64."""
+    """What int8 activations by blocks of 32 mean, in float64: the larger extreme is at most 128 steps away, the other at most 127."""
     t, k = x.shape
     padded = np.zeros((t, -(-k // 32) * 32))
     padded[:, :k] = x
     parts = padded.reshape(t, -1, 32)
-    top = np.abs(parts).max(-1, keepdims=True)
-    scale = np.where(top > 0, top / 127, 1)
+    ends = np.sort(np.concatenate((parts.max(-1, keepdims=True), -parts.min(-1, keepdims=True)), -1))
+    scale = np.maximum(ends[..., 1:] / 128, ends[..., :1] / 127)
+    scale = np.where(scale > 0, scale, 1)
     return (np.rint(parts / scale) * scale).reshape(t, -1)[:, :k]

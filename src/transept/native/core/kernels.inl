@@ -287,7 +287,8 @@ template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRo
     }
 }
 
-// Scale to the largest magnitude of each 32, round to nearest. A NaN or infinity makes its block's scale NaN: it must show in the result.
+// Each 32 get a scale, with the sign that brings the value of largest magnitude to -128, and are rounded to nearest.
+// A NaN or infinity makes its block's scale NaN: it must show in the result.
 static void quantise(const float *x, int k, bool wide, QRow out) {
     for (int b = 0; b < blocks_of(k); b++) {
         float v[KB] = {};
@@ -295,9 +296,11 @@ static void quantise(const float *x, int k, bool wide, QRow out) {
         std::memcpy(v, x + KB * b, sizeof(float) * (size_t)n);
         vf lo = load(v), hi = load(v + NR);
         vf poison = lo * set1(0.f) + hi * set1(0.f);
-        float top = largest(maximum(magnitude(lo), magnitude(hi))), bad = total(poison);
-        float scale = top / 127.f, inverse = top > 0 ? 127.f / top : 0.f;
+        float above = largest(maximum(lo, hi)), below = largest(maximum(zero() - lo, zero() - hi)), bad = total(poison);
+        float most = (above > below ? above : below) / 128.f, least = (above > below ? below : above) / 127.f;
+        float scale = most > least ? most : least, inverse = scale > 0 ? 1.f / scale : 0.f;
         bool sound = bad == 0.f && inverse <= 3.4e38f;
+        if (above > below) scale = -scale, inverse = -inverse;
         out.scale[b] = bad == 0.f ? scale : bad;
         int32_t q[KB];
         for (int h = 0; h < 2; h++) {
