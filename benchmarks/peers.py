@@ -179,7 +179,7 @@ class Transformers:
         if tokens and (rows, context) in self.held:
             # What was filled in before stays; the last token of the prompt is computed for its logits.
             past = self.held[rows, context]
-            past.crop(context - 1)
+            past.crop(context - 1 - past.get_seq_length())
             out = self.model(ids[:, -1:], past_key_values=past, use_cache=True)
         else:
             out = self.model(ids, use_cache=True, logits_to_keep=1)
