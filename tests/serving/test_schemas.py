@@ -15,6 +15,7 @@ import pytest
 from tests import figures
 from tests.counts import FULL, count
 from tests.serving import tiny
+from tests.serving.wire import talk
 from transept.checkpoints.pull import pull
 from transept.serving.run import Running
 from transept.serving.shelf import Settings
@@ -111,7 +112,7 @@ def test_every_finished_answer_validates(served: tuple[Running, str], tool: bool
         nonlocal finished
         rng = random.Random(seed)
         wanted = thing(rng) if tool else schema(rng)
-        status, _, rest = await tiny.talk(running.address, body(rng, name, wanted, tool))
+        status, _, rest = await talk(running.address, body(rng, name, wanted, tool))
         assert status == 200, (rest, wanted)
         choice = json.loads(rest)["choices"][0]
         if choice["finish_reason"] == "length":

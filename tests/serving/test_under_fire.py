@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import torch
 from tests import figures
 from tests.counts import FULL, count
 from tests.serving import tiny
+from tests.serving.wire import sent, talk
 from transept.cli.main import main
 from transept.core.errors import InputError
 from transept.inference.engine.engine import Choice
@@ -50,7 +52,7 @@ async def leave(address: str, rng: random.Random) -> None:
     if rng.random() < 0.3:
         body["stop"] = ["e"]
     phase = rng.choice(["at once", "queued", "chunks", "slow", "late"])
-    reader, writer = await tiny.sent(address, body)
+    reader, writer = await sent(address, body)
     try:
         async with asyncio.timeout(20):
             if phase == "queued":
@@ -119,7 +121,7 @@ def test_work_stops_when_the_client_leaves(running: Running, address: str, monke
     async def go() -> None:
         body = {**tiny.ASK, "max_tokens": 64, "n": 8, "temperature": 1, "stream": True}
         for _ in range(3):
-            reader, writer = await tiny.sent(address, body)
+            reader, writer = await sent(address, body)
             for _ in range(12):
                 await reader.readline()
             writer.transport.abort()
@@ -222,7 +224,7 @@ def test_a_fault_in_one_touches_no_other(running: Running, address: str, point: 
     bad = {**tiny.ASK, "messages": [{"role": "user", "content": MARK}], "max_tokens": 13, "logprobs": True, "temperature": 1, "seed": 3}
 
     async def all_at_once(bodies: list[Any]) -> list[tuple[int, str, str]]:
-        return list(await asyncio.gather(*(tiny.talk(address, body) for body in bodies)))
+        return list(await asyncio.gather(*(talk(address, body) for body in bodies)))
 
     def choices(found: list[tuple[int, str, str]]) -> list[Any]:
         assert all(status == 200 for status, _, _ in found), found
@@ -262,39 +264,17 @@ def bearer(key: str) -> dict[str, str]:
 @pytest.mark.timeout(1800)
 def test_more_requests_than_fit(small: Running) -> None:
     """Each request is answered whole or refused with 429 and a time to wait; no work is thrown away by it."""
-    number, at_once, refusals = count(2000), 256 if FULL else 128, []
+    number, at_once = count(2000), 256 if FULL else 128
     engine = small.app.state.desk.shelf.books["tiny"].served.engine.engine
-    before = dict(engine.counts)
-    answered, prompt, begin = 0, 0, time.monotonic()
-
-    async def worker(left: Iterator[int]) -> None:
-        nonlocal answered, prompt
-        for i in left:
-            start = time.monotonic()
-            body = {**tiny.ASK, "seed": i, "messages": [{"role": "user", "content": f"Number {i}"}]}
-            status, head, rest = await tiny.talk(small.address, body, headers=bearer("the-light-key"))
-            assert status in (200, 429), (status, rest)
-            if status == 429:
-                refusals.append(time.monotonic() - start)
-                seconds = int(head.lower().partition("retry-after: ")[2].split()[0])
-                assert 1 <= seconds <= 60 and json.loads(rest)["error"]["type"] == "rate_limit_error"
-                await asyncio.sleep(0.05 * seconds)
-            else:
-                answered += 1
-                usage = json.loads(rest)["usage"]
-                prompt += usage["prompt_tokens"]
-                assert usage["completion_tokens"] == 8
-
-    async def go() -> None:
-        left = iter(range(number))
-        await asyncio.gather(*(worker(left) for _ in range(at_once)))
-
-    asyncio.run(go())
+    before, begin = dict(engine.counts), time.monotonic()
+    line = [sys.executable, "-m", "tests.serving.crowd", small.address, "the-light-key", str(number), str(at_once)]
+    found = json.loads(subprocess.run(line, check=True, capture_output=True, text=True, timeout=1200).stdout)
     computed = engine.counts["computed_tokens"] - before["computed_tokens"] - engine.counts["guessed_tokens"] + before["guessed_tokens"]
+    answered, refused = found["answered"], sorted(found["refused"])
+    assert not found["wrong"] and answered + len(refused) == number and refused and answered >= 72
     # Prompts share their beginnings, so fewer tokens may be computed than were sent, but hardly more.
-    assert answered + len(refusals) == number and refusals and answered >= 72
-    assert computed <= (prompt + 8 * answered) / 0.95
-    late = 1000 * sorted(refusals)[int(0.99 * len(refusals))]
+    assert computed <= (found["prompt"] + 8 * answered) / 0.95
+    late = 1000 * refused[int(0.99 * len(refused))]
     figures.record("E-4 overload", n_tried=number, n_ok=number, n_bad=0, worst_ms=late, seconds=time.monotonic() - begin)
 
 
@@ -305,7 +285,7 @@ def test_a_heavy_key_does_not_keep_a_light_one_waiting(small: Running) -> None:
 
     async def one(key: str, tokens: int) -> None:
         body = {**tiny.ASK, "max_tokens": tokens, "temperature": 1, "logit_bias": {"318": -100, "319": -100}}
-        status, _, rest = await tiny.talk(small.address, body, headers=bearer(f"the-{key}-key"))
+        status, _, rest = await talk(small.address, body, headers=bearer(f"the-{key}-key"))
         assert status == 200, rest
         order.append(key)
 
@@ -359,7 +339,7 @@ def test_streams_end_whole_when_told_to_stop(folder: Path) -> None:
 
             async def go(process: subprocess.Popen[str], address: str) -> list[bytes]:
                 body = {**tiny.ASK, "max_tokens": 40, "stream": True, "temperature": 1}
-                links = [await tiny.sent(address, body) for _ in range(16)]
+                links = [await sent(address, body) for _ in range(16)]
                 firsts = [await reader.readuntil(b"data: ") for reader, _ in links]
                 process.send_signal(signal.SIGTERM)
                 rests = await asyncio.gather(*(reader.read() for reader, _ in links))
@@ -429,7 +409,7 @@ def test_memory_stays_where_it_is(folder: Path) -> None:
             body: dict[str, Any] = {**tiny.ASK, "max_tokens": rng.randint(1, 3), "stream": kind < 0.4, "temperature": 1}
             if kind > 0.9:
                 body |= {"n": -1} if kind > 0.95 else {"response_format": {"type": "json_object"}}
-            status, _, rest = await tiny.talk(address, body)
+            status, _, rest = await talk(address, body)
             assert status == (400 if "n" in body else 200), rest
 
         async def part(size: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 import transept
 from tests.contracts.decoders import initialised
+from tests.serving.wire import ASK
 from transept.core.registry import Published, family
 from transept.data.text.bpe import train_bpe
 from transept.door import Model
@@ -31,7 +31,6 @@ TEMPLATE = (
 )
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz.,!?", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"))
 HEADS = {"fill": "BertForMaskedLM", "classify": "BertForSequenceClassification", "answer": "BertForQuestionAnswering"}
-ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me of the fox"}], "max_tokens": 8, "temperature": 0}
 
 
 def decoder(folder: Path, context: int = 1024, seed: int = 0) -> Path:
@@ -117,30 +116,3 @@ def spawned(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-async def talk(
-    address: str, body: Any, path: str = "/v1/chat/completions", headers: Mapping[str, str] | None = None
-) -> tuple[int, str, str]:
-    """(status, head, rest) of one request on a connection of its own."""
-    reader, writer = await sent(address, body, path, headers)
-    try:
-        raw = (await reader.read()).decode()
-    finally:
-        writer.close()
-    head, _, rest = raw.partition("\r\n\r\n")
-    return (int(head.split()[1]) if head else 0), head, rest
-
-
-async def sent(
-    address: str, body: Any, path: str = "/v1/chat/completions", headers: Mapping[str, str] | None = None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection on which one request was just sent."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-    data = json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Connection: close"]
-    lines.append(f"Content-Length: {len(data)}")
-    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
-    await writer.drain()
-    return reader, writer

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fastapi import Request
@@ -27,7 +27,10 @@ from transept.serving.metrics import Metrics
 from transept.serving.requests import Sampled
 from transept.serving.shelf import Served, Settings, Shelf
 
+T = TypeVar("T")
 Work = Callable[[Served, Ticket], Awaitable[dict[str, Any] | AsyncGenerator[dict[str, Any], None]]]
+SHORT = 4096
+"""Bytes of a request that is prepared at once."""
 LEAST = -9999.0
 """Stands for the logarithm of 0, which JSON cannot write."""
 
@@ -69,7 +72,9 @@ class Desk:
             if found is None:
                 return Response(status_code=499)
             if isinstance(found, dict):
-                return Response(await asyncio.to_thread(encoded, found), media_type="application/json")
+                # An answer is short; vectors and maps may be long.
+                data = encoded(found) if "choices" in found else await asyncio.to_thread(encoded, found)
+                return Response(data, media_type="application/json")
             stack.push_async_callback(found.aclose)
             return Events(found, stack.pop_all(), self.limits["request_seconds"])
         raise RequestError("a place at the desk swallowed an error")
@@ -85,6 +90,14 @@ async def beside(request: Request, work: Awaitable[Any]) -> Any:
         for task in (job, gone):
             task.cancel()
         await asyncio.gather(job, gone, return_exceptions=True)
+
+
+async def aside(request: Request, work: Callable[[], T], quick: bool = True) -> T:
+    """The work's result; in a thread where the request is long or the work not `quick`, since it would hold up everybody.
+
+    What is short is done in the time that a thread would take to get its turn, and takes no turns from requests that wait to be refused.
+    """
+    return work() if quick and len(await request.body()) <= SHORT else await asyncio.to_thread(work)
 
 
 async def left(request: Request) -> None:

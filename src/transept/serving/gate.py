@@ -42,7 +42,7 @@ class Gate:
         self.limits, self.requests, self.tokens = limits, 0, 0
         self.by_tenant: Counter[str] = Counter()
         self.share = limits["queue"] * (limits["share"] if keys > 1 else 100) // 100 or 1
-        self.pace, self.last = 1.0, time.monotonic()
+        self.pace, self.last = 0.1, time.monotonic()
 
     def check(self, tenant: str) -> None:
         """Raises Refusal (429), with the seconds after which another attempt makes sense, where there is no place."""

@@ -21,7 +21,7 @@ from jinja2.tests import TESTS
 from jinja2.utils import Cycler, Joiner, Namespace, _PassArg, pass_context
 
 from transept.core.errors import TemplateError
-from transept.data.text.meter import Meter
+from transept.data.text.meter import Budget, Meter
 
 TOKENS = 8_000
 NESTING = 120
@@ -178,15 +178,14 @@ class Format:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """One render's environment: the meter is its state, so nothing is shared between two renders."""
+    """The environment of one render after another in one thread: its whole state is the meter, and each render brings its own."""
 
     code_generator_class = Generator
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[Generation, LoopControlExtension])
-        self.meter = meter
-        self.beat = meter.tick
+        self.under(Meter(Budget()))
         self.filters = {name: self.metered(name, FILTERS[name]) for name in LIST_FILTERS | TEXT_FILTERS - {"tojson"}}
         self.filters["tojson"] = self.metered("tojson", tojson)
         self.tests = {name: self.metered("test", test) for name, test in TESTS.items() if name != "callable"}
@@ -194,6 +193,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         names = ("range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now")
         self.globals: dict[str, Any] = dict(zip(names, functions, strict=True))
         self.functions = frozenset(map(id, functions))
+
+    def under(self, meter: Meter) -> Sandbox:
+        """Itself, with this meter for what it runs next."""
+        self.meter, self.beat = meter, meter.tick
+        return self
 
     def _tokenize(self, *args: Any, **kwargs: Any) -> TokenStream:
         stream = super()._tokenize(*args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from threading import local
 from types import CodeType
 from typing import Any
 
@@ -16,6 +17,7 @@ from transept.data.text.meter import DEPTH, Budget, Meter
 from transept.data.text.sandbox import Sandbox
 
 SOURCE = 1 << 17
+_OWN = local()
 EXTRAS = frozenset(
     """bos_token eos_token unk_token pad_token sep_token cls_token mask_token documents date_string today_date enable_thinking
     thinking reasoning_effort builtin_tools custom_tools tools_in_user_message model_identity keep_reasoning xml_tools
@@ -67,7 +69,15 @@ def render(
     code = compiled(template)
     meter = Meter(budget or Budget())
     meter.allow(values)
-    return run(code, Sandbox(meter), values)
+    return run(code, _sandbox().under(meter), values)
+
+
+def _sandbox() -> Sandbox:
+    """This thread's: it takes longer to make than a short conversation to render."""
+    found: Sandbox | None = getattr(_OWN, "sandbox", None)
+    if found is None:
+        found = _OWN.sandbox = Sandbox()
+    return found
 
 
 def run(code: CodeType, sandbox: Sandbox, values: dict[str, Any]) -> str:
@@ -93,7 +103,7 @@ def compiled(template: str) -> CodeType:
         raise TemplateError(f"chat template: a {type(template).__name__} was found where a text was expected")
     if len(template) > SOURCE:
         raise TemplateError(f"chat template: {len(template)} characters of source; at most {SOURCE} are allowed")
-    sandbox = Sandbox(Meter(Budget()))
+    sandbox = _sandbox().under(Meter(Budget()))
     try:
         tree = sandbox.parse(template)
         sandbox.check(tree)

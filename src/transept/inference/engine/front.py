@@ -6,7 +6,8 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 
 from transept.core.errors import TranseptError
 from transept.inference.engine.engine import Ask, Engine, Event, Handle, RequestError
@@ -31,12 +32,12 @@ class Stream:
         self.later: asyncio.Queue[Event | None] = asyncio.Queue()
         self.now: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
-    def put(self, event: Event | None) -> None:
-        """Called by the engine's thread; None ends the stream of a cancelled request."""
+    def end(self) -> None:
+        """The reader of a cancelled request waits no longer."""
         if self.loop is None:
-            self.now.put(event)
-        elif not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.later.put_nowait, event)
+            self.now.put(None)
+        else:
+            _told(self.loop, [(self, None)])
 
     def cancel(self) -> None:
         """Ends the request; its pages are free within one step. Safe in any thread, any number of times."""
@@ -68,6 +69,7 @@ class AsyncEngine:
         self.open: set[Stream] = set()
         self.closing = False
         self.commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.mail: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Event | None]]] = {}
         self.thread = threading.Thread(target=self._work, name="transept-engine", daemon=True)
         self.thread.start()
 
@@ -105,6 +107,20 @@ class AsyncEngine:
             except Exception as error:
                 # A fault that belongs to no request: those under way end, those to come find a fresh scheduler.
                 self.engine.abort(RequestError(f"the engine's step failed: {type(error).__name__}: {str(error)[:300]}"))
+            finally:
+                self._deliver()
+
+    def _post(self, stream: Stream, event: Event) -> None:
+        if stream.loop is None:
+            stream.now.put(event)
+        else:
+            self.mail.setdefault(stream.loop, []).append((stream, event))
+
+    def _deliver(self) -> None:
+        """Wakes each event loop once for all events of a step: a waking is a system call, and one a stream would cost both sides."""
+        mail, self.mail = self.mail, {}
+        for loop, items in mail.items():
+            _told(loop, items)
 
     def _obey(self) -> bool:
         """Does what other threads asked for, waiting for it where there is nothing else to do; False at the end."""
@@ -114,6 +130,7 @@ class AsyncEngine:
                 self.engine.abort(RequestError("the engine was closed"))
                 return False
             command()
+            self._deliver()
         return True
 
     def _begin(self, stream: Stream) -> None:
@@ -125,7 +142,7 @@ class AsyncEngine:
             left[0] -= event.over
             if not left[0]:
                 self._forget(stream)
-            stream.put(event)
+            self._post(stream, event)
 
         try:
             stream.handle = self.engine.add(stream.ask, sink)
@@ -137,14 +154,24 @@ class AsyncEngine:
             )
             self._forget(stream)
             for index in range(stream.ask.n):
-                stream.put(Event(index, error=typed))
+                self._post(stream, Event(index, error=typed))
 
     def _cancel(self, stream: Stream) -> None:
         stream.dead = True
         self._forget(stream)
         self.commands.put(lambda: self.engine.cancel(stream.handle) if stream.handle is not None else None)
-        stream.put(None)
+        stream.end()
 
     def _forget(self, stream: Stream) -> None:
         with self.lock:
             self.open.discard(stream)
+
+
+def _told(loop: asyncio.AbstractEventLoop, mail: Sequence[tuple[Stream, Event | None]]) -> None:
+    def put() -> None:
+        for stream, event in mail:
+            stream.later.put_nowait(event)
+
+    # A loop that has ended has no readers.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(put)

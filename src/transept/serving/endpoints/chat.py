@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator
@@ -13,7 +12,7 @@ from starlette.responses import Response
 
 from transept.core.errors import InputError
 from transept.inference.engine import Ask, Event, Stream
-from transept.serving.desk import Desk, Head, ask, finite, spelled, submit
+from transept.serving.desk import Desk, Head, aside, ask, finite, spelled, submit
 from transept.serving.gate import Ticket
 from transept.serving.replies import ChatReply, documented
 from transept.serving.requests import ChatRequest
@@ -41,7 +40,8 @@ async def chat(body: ChatRequest, request: Request) -> Response:
         continuable(body)
 
     async def work(served: Served, ticket: Ticket) -> dict[str, Any] | AsyncGenerator[dict[str, Any], None]:
-        one, shaper = await asyncio.to_thread(prepared, desk, served, body, ticket.tenant)
+        plain = not (body.tools or body.response_format)
+        one, shaper = await aside(request, lambda: prepared(desk, served, body, ticket.tenant), quick=plain)
         head = Head(desk, served, "chat.completion", f"chatcmpl-{uuid.uuid4().hex}", prompt=len(one.prompt))
         streams = submit(served, ticket, [one])
         shapers = [shaper() for _ in range(one.n)]

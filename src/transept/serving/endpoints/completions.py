@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,7 +11,7 @@ from starlette.responses import Response
 
 from transept.core.errors import InputError
 from transept.inference.engine import Ask, Event, Stream
-from transept.serving.desk import Desk, Head, ask, finite, spelled, submit
+from transept.serving.desk import Desk, Head, aside, ask, finite, spelled, submit
 from transept.serving.gate import Ticket
 from transept.serving.replies import CompletionReply, documented
 from transept.serving.requests import CompletionRequest
@@ -37,7 +36,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         raise InputError("echo: the prompt's own logprobs are not told; leave one of the two out")
 
     async def work(served: Served, ticket: Ticket) -> dict[str, Any] | AsyncGenerator[dict[str, Any], None]:
-        asks = await asyncio.to_thread(lambda: [prepared(desk, served, body, prompt, ticket.tenant) for prompt in prompts])
+        asks = await aside(request, lambda: [prepared(desk, served, body, prompt, ticket.tenant) for prompt in prompts])
         head = Head(desk, served, "text_completion", f"cmpl-{uuid.uuid4().hex}", prompt=sum(len(one.prompt) for one in asks))
         before = [echoed(served, prompt) if body.echo else "" for prompt in prompts]
         streams = submit(served, ticket, asks)

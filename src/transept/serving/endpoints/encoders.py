@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from transept.core.errors import InputError
-from transept.serving.desk import Desk
+from transept.serving.desk import Desk, aside
 from transept.serving.gate import Ticket
 from transept.serving.shelf import Served
 
@@ -32,7 +32,7 @@ async def listed(
     desk: Desk = request.app.state.desk
 
     async def run(served: Served, ticket: Ticket) -> dict[str, Any]:
-        tokens = await asyncio.to_thread(counted, served, many)
+        tokens = await aside(request, lambda: counted(served, many))
         ticket.claim(tokens)
         rows: list[Any] = []
         for at in range(0, len(many), PART):

@@ -19,7 +19,7 @@ from transept.inference.generation import check_length
 from transept.inference.rules import start_of
 from transept.inspection.attention import batch_of
 from transept.inspection.watch import chained
-from transept.serving.desk import Desk, spelled
+from transept.serving.desk import Desk, aside, spelled
 from transept.serving.gate import Ticket
 from transept.serving.requests import Inspected
 from transept.serving.shelf import Served
@@ -66,7 +66,7 @@ async def looked(request: Request, body: Inspected, name: str, work: Work) -> Re
     desk.limits.check("messages", len(body.messages or ()), "messages")
 
     async def run(served: Served, ticket: Ticket) -> dict[str, Any]:
-        ids = await asyncio.to_thread(prompt, desk, served, body)
+        ids = await aside(request, lambda: prompt(desk, served, body))
         ticket.claim(len(ids))
         found = await alone(desk, lambda: work(look(desk, served, body, ids)))
         desk.metrics.tokens.labels(served.book.name, "prompt").inc(len(ids))
