@@ -40,8 +40,8 @@ def create(settings: Settings, told: Callable[[Served], None] = lambda served: N
         await asyncio.to_thread(desk.shelf.close)
 
     # The pages at /docs would come from another machine; nor does an environment variable send what happens here to one.
-    quiet = dict.fromkeys(("tracing", "metrics", "logs", "auto_configure"), False)
-    app = FastAPI(title="Transept", version=__version__, lifespan=life, docs_url=None, redoc_url=None, telemetry=quiet)
+    app = FastAPI(title="Transept", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
+                  telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False})  # fmt: skip
     app.state.desk = desk
     for router in ROUTERS:
         app.include_router(router)
