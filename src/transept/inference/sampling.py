@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from transept.core.errors import InputError, NumericsError
 from transept.core.spec import Spec
 
+GROUP = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Spec):
@@ -63,26 +65,55 @@ def penalise(logits: ArrayLike, seen: ArrayLike, penalty: float) -> NDArray[np.f
     return scores
 
 
-def shape(logits: ArrayLike, s: Sampling) -> NDArray[np.float32]:
-    """Temperature, then top-k, top-p (Holtzman et al. 2019) and min-p (Nguyen et al. 2024): tokens [v] that are out get -inf."""
-    scores = np.asarray(logits, np.float32) / np.float32(s.temperature)
+def kept(logits: ArrayLike, s: Sampling) -> tuple[NDArray[np.int64] | slice, NDArray[np.float32]]:
+    """Temperature, then top-k, top-p (Holtzman et al. 2019) and min-p (Nguyen et al. 2024) on logits [v].
+
+    Returns the tokens that stay, rising [n] (a slice where all do), and their weights [n] beside the likeliest one's, which is 1.
+    """
+    scores = np.asarray(logits, np.float32)
+    with np.errstate(over="ignore"):
+        weights = np.exp((scores - scores.max()) / np.float32(s.temperature))
+    ids: NDArray[np.int64] | slice = slice(None)
     if s.top_k is not None and s.top_k < len(scores):
-        scores[scores < np.partition(scores, -s.top_k)[-s.top_k]] = -np.inf
+        ids = np.flatnonzero(scores >= _largest(scores, s.top_k))
     if s.top_p is not None and s.top_p < 1.0:
-        order = np.argsort(scores, kind="stable")
-        out = np.cumsum(softmax(scores[order])) <= 1 - s.top_p
-        out[-1] = False
-        scores[order[out]] = -np.inf
+        heavy = _nucleus(weights[ids], s.top_p)
+        ids = heavy if isinstance(ids, slice) else ids[heavy]
     if s.min_p is not None:
-        p = softmax(scores)
-        scores[p < np.float32(s.min_p) * p.max()] = -np.inf
-    return scores
+        likely = np.flatnonzero(weights[ids] >= np.float32(s.min_p))
+        ids = likely if isinstance(ids, slice) else ids[likely]
+    return ids, weights[ids]
 
 
-def softmax(scores: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Probabilities [v] of scores [v], in the type of the scores."""
-    mass = np.exp(scores - scores.max())
-    return mass / mass.sum()
+def _largest(scores: NDArray[np.float32], k: int) -> np.float32:
+    """The k-th largest of the scores [v]."""
+    # k groups have a member as large as the k-th largest of the groups' peaks, so nothing below that is among the k.
+    peaks = scores[: len(scores) // GROUP * GROUP].reshape(-1, GROUP).max(1)
+    some = scores[scores >= np.partition(peaks, -k)[-k]] if k <= len(peaks) else scores
+    return np.partition(some, -k)[-k]
+
+
+def _nucleus(weights: NDArray[np.float32], p: float) -> NDArray[np.int64]:
+    """The places of the heaviest that make up a share p of all, rising; of equal ones the last stays first."""
+    total = weights.sum(dtype=np.float64)
+    rest = (1 - p) * total
+    # What weighs less than its part of the rest is out: all of that together weighs less than the rest. Only the others are sorted.
+    heavy = np.flatnonzero(weights >= np.float32(0.999 * rest / len(weights)))
+    some = weights[heavy]
+    order = np.argsort(some, kind="stable")
+    out = total - some.sum(dtype=np.float64) + np.cumsum(some[order], dtype=np.float64) <= rest
+    out[-1] = False
+    return np.sort(heavy[order[~out]])
+
+
+def _drawn(weights: NDArray[np.float32], share: float) -> int:
+    """The place at which the cumulated weights [n] exceed this share of all, 0 <= share < 1; one that weighs nothing is never drawn."""
+    parts = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), GROUP), dtype=np.float64))
+    wanted = share * parts[-1]
+    group = min(int(np.searchsorted(parts, wanted, side="right")), int(np.searchsorted(parts, parts[-1])))
+    mine = weights[group * GROUP : (group + 1) * GROUP]
+    within = np.cumsum(mine, dtype=np.float64) + (parts[group - 1] if group else 0.0)
+    return group * GROUP + min(int(np.searchsorted(within, wanted, side="right")), int(np.flatnonzero(mine)[-1]))
 
 
 def choose(logits: ArrayLike, seen: Sequence[int] | ArrayLike, s: Sampling, generator: np.random.RandomState | None) -> tuple[int, float]:
@@ -96,6 +127,7 @@ def choose(logits: ArrayLike, seen: Sequence[int] | ArrayLike, s: Sampling, gene
         token = int(scores.argmax())
     else:
         # By the inverse of the cumulated probabilities, in float64: one random number decides, whatever the vocabulary's size.
-        mass = np.cumsum(softmax(shape(scores, s).astype(np.float64)))
-        token = min(int(np.searchsorted(mass, generator.random_sample() * mass[-1], side="right")), len(mass) - 1)
+        ids, weights = kept(scores, s)
+        place = _drawn(weights, generator.random_sample())
+        token = place if isinstance(ids, slice) else int(ids[place])
     return token, float(raw[token] - most) - float(np.log(np.exp(raw - most).sum(dtype=np.float64)))

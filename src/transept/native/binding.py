@@ -499,11 +499,18 @@ def gated_bias(gate: Any, up: Any) -> Weight:
 
 
 def _address(array: NDArray[Any] | None) -> int | None:
-    return None if array is None else array.ctypes.data
+    return None if array is None else array.__array_interface__["data"][0]
 
 
 def _ints(values: ArrayLike | None) -> NDArray[np.int32] | None:
     return None if values is None else np.ascontiguousarray(values, np.int32)
+
+
+def _starts(sequence: NDArray[np.int32] | None, edges: NDArray[np.int32]) -> NDArray[np.int32] | None:
+    """Where each sequence's rows begin, and their end; None where they do not lie together."""
+    if sequence is None or (sequence[1:] < sequence[:-1]).any():
+        return None
+    return edges if np.array_equal(sequence, edges[:-1]) else np.searchsorted(sequence, edges).astype(np.int32)
 
 
 @dataclass(eq=False)
@@ -535,10 +542,11 @@ class Batch:
         chosen, other_seq, other_pos = _ints(self.select), *((_ints(a) for a in self.other) if self.other else (None, None))
         if chosen is not None and chosen.size and (chosen.min() < 0 or chosen.max() >= seq.size):
             raise InputError(f"Selected rows {chosen.min()}..{chosen.max()} are not among the step's {seq.size} rows.")
+        edges = np.arange(count + 1, dtype=np.int32)
         sets = (
             (seq, pos),
             (seq[chosen] if chosen is not None and chosen.size else None, pos[chosen] if chosen is not None and chosen.size else None),
-            (np.arange(count, dtype=np.int32), None),
+            (edges[:-1], None),
             (other_seq, other_pos),
         )
         sizes = (seq.size, 0 if chosen is None else chosen.size, count, 0 if other_seq is None else other_seq.size)
@@ -552,10 +560,7 @@ class Batch:
         length, memory_length = _ints(self.lengths), _ints(self.memory_lengths)
         if any(a is not None and a.size != count for a in (length, memory_length)):
             raise InputError(f"Lengths must be given for each of the {count} sequences.")
-        starts = [
-            None if s is None else np.searchsorted(s, np.arange(count + 1)).astype(np.int32) if np.all(np.diff(s) >= 0) else None
-            for s, _ in sets
-        ]
+        starts = [_starts(s, edges) for s, _ in sets]
         self.keep = (sets, starts, per_token, table, memory_table, chosen, length, memory_length)
         rows = [CRows(n, _address(s), _address(p), _address(at)) for n, (s, p), at in zip(sizes, sets, starts, strict=True)]
         spaces = [
