@@ -260,7 +260,9 @@ class ModelsReply(BaseModel):
 
 def documented(ok: type[BaseModel], *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
     """The statuses that an address answers with."""
-    content = {"text/event-stream": {"schema": {"type": "string"}}} if stream else {}
+    data = {"type": "string", "description": "a chunk as JSON; [DONE] at the end"}
+    event = {"type": "object", "description": "one event of the stream", "required": ["data"], "properties": {"data": data}}
+    content = {"text/event-stream": {"schema": event}} if stream else {}
     codes = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504)
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorReply} for code in codes}
     return {200: {"model": ok, "content": content}} | errors

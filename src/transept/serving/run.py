@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from transept.serving.wire import loopback, protocol
 ANY = ("0.0.0.0", "::", "")
 TURN = 0.0005
 """Seconds after which a thread that wants the interpreter gets it."""
+YOUNG = (10_000, 20, 20)
+"""New objects, and searches of a generation, after which cycles are looked for: a request makes a thousand objects and hardly a cycle."""
 
 
 def bound(host: str, port: int, settings: Settings) -> socket.socket:
@@ -44,12 +47,14 @@ class Server(uvicorn.Server):
         Meanwhile threads take turns ten times as often as Python lets them: an event loop gives the interpreter away with every packet, and
         beside an engine that computes it would wait 5 ms to get it back.
         """
-        before = sys.getswitchinterval()
+        turn, young = sys.getswitchinterval(), gc.get_threshold()
         sys.setswitchinterval(TURN)
+        gc.set_threshold(*YOUNG)
         try:
             super().run(sockets=sockets)
         finally:
-            sys.setswitchinterval(before)
+            sys.setswitchinterval(turn)
+            gc.set_threshold(*young)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         app: FastAPI = self.config.app  # type: ignore[assignment]
