@@ -60,11 +60,12 @@ def samples(rows: Sequence[Mapping[str, Any]], by: str = "ids") -> Samples:
 
 
 def settings(size: int, lr: float, epochs: int, batch: int, seed: int, metric: str = "loss", higher: bool = False,
-             source: str = "dev") -> Settings:  # fmt: skip
-    """AdamW down a line after a tenth of warm-up, rows of like length together, a look after each epoch."""
+             source: str = "dev", average: float = 0.0) -> Settings:  # fmt: skip
+    """AdamW down a line after a tenth of warm-up, rows of like length together, a look after each epoch; `average` is the last share
+    of the run whose weights are averaged."""
     steps = -(-size // batch)
     return Settings(
-        steps=epochs * steps, seed=seed, loading=Loading(batch=batch, order=Order.BUCKETED),
+        steps=epochs * steps, seed=seed, average=average, loading=Loading(batch=batch, order=Order.BUCKETED),
         optim=Optim(lr=lr, betas=(0.9, 0.999), decay=0.01), schedule=Schedule(shape=Shape.LINEAR, warmup=0.1, floor=0.0),
         judging=Judging(every=steps, source=source, metric=metric, higher=higher),
     )  # fmt: skip

@@ -87,6 +87,11 @@ def test_a_draw_is_where_the_cumulated_probability_passes_the_random_number(voca
         assert below - 1e-6 <= share <= float(mass[token]) + 1e-6 and logits[token].isfinite()
 
 
+def test_the_coldest_temperature_is_greedy() -> None:
+    logits = torch.tensor([0.0, 3.0, 1.0, 2.9999])
+    assert choose(logits, [], Sampling(temperature=1e-300), np.random.RandomState(0))[0] == 1
+
+
 def test_the_same_seed_gives_the_same_draws() -> None:
     logits, none = torch.randn(100, generator=torch.Generator().manual_seed(0)), torch.empty(0, dtype=torch.long)
 

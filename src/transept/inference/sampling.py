@@ -15,6 +15,7 @@ from transept.core.errors import InputError, NumericsError
 from transept.core.spec import Spec
 
 GROUP = 64
+COLDEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def kept(logits: ArrayLike, s: Sampling) -> tuple[NDArray[np.int64] | slice, NDA
     """
     scores = np.asarray(logits, np.float32)
     with np.errstate(over="ignore"):
-        weights = np.exp((scores - scores.max()) / np.float32(s.temperature))
+        weights = np.exp((scores - scores.max()) / np.float32(max(s.temperature, COLDEST)))
     ids: NDArray[np.int64] | slice = slice(None)
     if s.top_k is not None and s.top_k < len(scores):
         ids = np.flatnonzero(scores >= _largest(scores, s.top_k))
