@@ -49,8 +49,8 @@ def commit() -> str:
 
 
 def figure(value: Any) -> str:
-    """A number with thousands separators, or a dash."""
-    return "-" if value is None else f"{value:,}"
+    """A number with thousands separators and at most one decimal, or a dash."""
+    return "-" if value is None else f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
 def merged(kept: list[Line], found: list[Line]) -> list[Line]:
