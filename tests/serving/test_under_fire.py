@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -311,6 +312,26 @@ def test_a_heavy_key_does_not_keep_a_light_one_waiting(small: Running) -> None:
     before = asyncio.run(go())
     last = max(i for i, key in enumerate(order) if key == "light")
     assert order[before:last].count("heavy") <= 16 and before < 48, (before, order)
+
+
+def test_what_prepares_slowly_leaves_the_event_loop(running: Running, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template may take its time; it holds the others up twice and then no more."""
+    served, real, threads = running.app.state.desk.shelf.books["tiny"].served, chat.prepared, list[str]()
+
+    def slow(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        until = time.thread_time() + 2 * desks.HELD
+        while time.thread_time() < until:
+            pass
+        return real(*given)
+
+    monkeypatch.setattr(chat, "prepared", slow)
+    try:
+        for _ in range(4):
+            assert tiny.post(address).status_code == 200
+    finally:
+        served.slow = 0
+    assert threads[0] == threads[1] == running.thread.name and running.thread.name not in threads[2:]
 
 
 def test_one_key_gets_its_share_only(small: Running) -> None:

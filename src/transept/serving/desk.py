@@ -31,6 +31,8 @@ T = TypeVar("T")
 Work = Callable[[Served, Ticket], Awaitable[dict[str, Any] | AsyncGenerator[dict[str, Any], None]]]
 SHORT = 4096
 """Bytes of a request that is prepared at once."""
+HELD = 0.02
+"""Seconds of work that, twice in a row, move the preparation of a model's requests to threads."""
 LEAST = -9999.0
 """Stands for the logarithm of 0, which JSON cannot write."""
 
@@ -92,12 +94,19 @@ async def beside(request: Request, work: Awaitable[Any]) -> Any:
         await asyncio.gather(job, gone, return_exceptions=True)
 
 
-async def aside(request: Request, work: Callable[[], T], quick: bool = True) -> T:
-    """The work's result; in a thread where the request is long or the work not `quick`, since it would hold up everybody.
+async def aside(request: Request, served: Served, work: Callable[[], T], quick: bool = True) -> T:
+    """The work's result; in a thread where the request is long, the work not `quick` or the model's template known to be slow, since it
+    would hold up everybody.
 
     What is short is done in the time that a thread would take to get its turn, and takes no turns from requests that wait to be refused.
     """
-    return work() if quick and len(await request.body()) <= SHORT else await asyncio.to_thread(work)
+    if served.slow > 1 or not quick or len(await request.body()) > SHORT:
+        return await asyncio.to_thread(work)
+    began = time.thread_time()
+    try:
+        return work()
+    finally:
+        served.slow = served.slow + 1 if time.thread_time() - began > HELD else 0
 
 
 async def left(request: Request) -> None:

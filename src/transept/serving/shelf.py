@@ -64,6 +64,7 @@ class Served:
         self.engine: AsyncEngine | None = None
         self.lock = threading.Lock()
         self.compiler: GrammarCompiler | None = None
+        self.slow = 0
         if "completions" in book.tasks:
             stream = None if model.tokenizer is None else model.tokenizer.stream
             engine = Engine(model.runner(book.pages), context=book.context, limits=Sizes(pages=book.pages, page=PAGE, rows=settings.rows),

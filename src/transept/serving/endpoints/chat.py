@@ -41,7 +41,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
 
     async def work(served: Served, ticket: Ticket) -> dict[str, Any] | AsyncGenerator[dict[str, Any], None]:
         plain = not (body.tools or body.response_format)
-        one, shaper = await aside(request, lambda: prepared(desk, served, body, ticket.tenant), quick=plain)
+        one, shaper = await aside(request, served, lambda: prepared(desk, served, body, ticket.tenant), quick=plain)
         head = Head(desk, served, "chat.completion", f"chatcmpl-{uuid.uuid4().hex}", prompt=len(one.prompt))
         streams = submit(served, ticket, [one])
         shapers = [shaper() for _ in range(one.n)]

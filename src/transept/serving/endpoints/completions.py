@@ -36,7 +36,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         raise InputError("echo: the prompt's own logprobs are not told; leave one of the two out")
 
     async def work(served: Served, ticket: Ticket) -> dict[str, Any] | AsyncGenerator[dict[str, Any], None]:
-        asks = await aside(request, lambda: [prepared(desk, served, body, prompt, ticket.tenant) for prompt in prompts])
+        asks = await aside(request, served, lambda: [prepared(desk, served, body, prompt, ticket.tenant) for prompt in prompts])
         head = Head(desk, served, "text_completion", f"cmpl-{uuid.uuid4().hex}", prompt=sum(len(one.prompt) for one in asks))
         before = [echoed(served, prompt) if body.echo else "" for prompt in prompts]
         streams = submit(served, ticket, asks)

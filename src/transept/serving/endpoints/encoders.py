@@ -32,7 +32,7 @@ async def listed(
     desk: Desk = request.app.state.desk
 
     async def run(served: Served, ticket: Ticket) -> dict[str, Any]:
-        tokens = await aside(request, lambda: counted(served, many))
+        tokens = await aside(request, served, lambda: counted(served, many))
         ticket.claim(tokens)
         rows: list[Any] = []
         for at in range(0, len(many), PART):

@@ -66,7 +66,7 @@ async def looked(request: Request, body: Inspected, name: str, work: Work) -> Re
     desk.limits.check("messages", len(body.messages or ()), "messages")
 
     async def run(served: Served, ticket: Ticket) -> dict[str, Any]:
-        ids = await aside(request, lambda: prompt(desk, served, body))
+        ids = await aside(request, served, lambda: prompt(desk, served, body))
         ticket.claim(len(ids))
         found = await alone(desk, lambda: work(look(desk, served, body, ids)))
         desk.metrics.tokens.labels(served.book.name, "prompt").inc(len(ids))
