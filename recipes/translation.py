@@ -114,8 +114,8 @@ def wired(s: TransformerSpec, norms: Norms) -> EncoderDecoder:
 
 
 def transformer(*, order: str = "pre", vocab: int = 6000, dim: int = 256, layers: int = 3, heads: int = 4, ffn: int = 1024,
-                dropout: float = 0.15, smoothing: float = 0.1, batch: int = 96, lr: float = 1.5e-3, epochs: int = 10, beams: int = 4,
-                seed: int = 0) -> Run:  # fmt: skip
+                dropout: float = 0.15, smoothing: float = 0.1, batch: int = 96, lr: float = 1.5e-3, muon: float = 0.0, epochs: int = 10,
+                beams: int = 4, seed: int = 0) -> Run:  # fmt: skip
     """Joint byte pairs, one table for source, target and scores, averaged weights. Figure: sacreBLEU on test2016 by beam search."""
     captions = Captions(vocab)
     spec = TransformerSpec(vocab=captions.tokenizer.vocab_size, dim=dim, layers=layers, decoder_layers=layers, heads=heads,
@@ -138,7 +138,7 @@ def transformer(*, order: str = "pre", vocab: int = 6000, dim: int = 256, layers
         transept.save(Model(trained, page, page.published[0], spec, tokenizer, rules=rules), folder / "model")
         return f"try: transept translate {folder / 'model'} 'Two young men are outside near many bushes.'"
 
-    return run(captions, dropped(model, dropout), Seq2Seq(smoothing), saved, lr, batch, epochs, beams, seed)
+    return run(captions, dropped(model, dropout), Seq2Seq(smoothing), saved, lr, batch, epochs, beams, seed, muon)
 
 
 def recurrent(*, look: str = "luong", vocab: int = 6000, dim: int = 256, width: int = 384, dropout: float = 0.2, smoothing: float = 0.1,
@@ -155,8 +155,8 @@ def recurrent(*, look: str = "luong", vocab: int = 6000, dim: int = 256, width: 
 
 
 def run(captions: Captions, model: nn.Module, objective: Seq2Seq, saved: Any, lr: float, batch: int, epochs: int, beams: int,
-        seed: int) -> Run:  # fmt: skip
-    """The same run for every model: AdamW down a cosine, the mean of the last fifth of the weights."""
+        seed: int, muon: float = 0.0) -> Run:  # fmt: skip
+    """The same run for every model: AdamW (and Muon at a rate of its own) down a cosine, the mean of the last fifth of the weights."""
     train, (english, german) = captions.source("train"), captions.text["test_2016_flickr"]
 
     def finish(trained: nn.Module, folder: Path) -> str:
@@ -172,7 +172,8 @@ def run(captions: Captions, model: nn.Module, objective: Seq2Seq, saved: Any, lr
     steps = -(-len(train) // batch)
     settings = Settings(
         steps=epochs * steps, seed=seed, average=0.2, loading=Loading(batch=batch, order=Order.BUCKETED),
-        optim=Optim(lr=lr, betas=(0.9, 0.98), eps=1e-9, decay=0.01), schedule=Schedule(shape=Shape.COSINE, warmup=0.08, floor=0.02),
+        optim=Optim(lr=lr, betas=(0.9, 0.98), eps=1e-9, decay=0.01, muon=muon),
+        schedule=Schedule(shape=Shape.COSINE, warmup=0.08, floor=0.02),
         judging=Judging(every=steps, source="val", metric="nll"),
     )  # fmt: skip
     return Run(model, objective, train, settings, eval={"val": captions.source("val")}, finish=finish)
