@@ -39,6 +39,7 @@ FULL_COUNTS = {
 
 @pytest.mark.reliability
 @pytest.mark.serial
+@pytest.mark.timeout(3600 if FULL else 300)
 @pytest.mark.parametrize("name", CHECKS)
 def test_promises_of_training_hold(name: str) -> None:
     begin = time.perf_counter()
