@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transept.compiled import load as load
+    from transept.compiled import save as save
     from transept.door import Model as Model
-    from transept.door import save as save
     from transept.inspection.watch import watch as watch
     from transept.inspection.watch import watchable as watchable
 
 __version__ = "0.1.0"
-_DOORS = {"load": "transept.compiled", "save": "transept.door", "Model": "transept.door",
+_DOORS = {"load": "transept.compiled", "save": "transept.compiled", "Model": "transept.door",
           "watch": "transept.inspection.watch", "watchable": "transept.inspection.watch"}  # fmt: skip
 __all__ = ["Model", "__version__", "load", "save", "watch", "watchable"]
 

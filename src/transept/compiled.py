@@ -1,6 +1,7 @@
 """Start again at once: a decoder's lowered plan kept in a file beside the model, and the object that answers from it without torch.
 
-`load` is the public door: it takes the plan file where there is a good one, and else opens the model (`transept.door`).
+`load` and `save` are the public door: `load` takes the plan file where there is a good one, and else opens the model
+(`transept.door`); `save` writes either.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from transept.inference.sampling import Sampling
 from transept.talk import Talk
 
 if TYPE_CHECKING:
+    from transept.checkpoints.quantized import Stored
     from transept.door import Model
 
 Progress = Callable[[int, int], None]
@@ -124,6 +126,17 @@ def load(
         except (ConfigError, OSError) as error:
             warnings.warn(f"no plan file was kept of {source}: {error}", PlanWarning, stacklevel=2)
     return model
+
+
+def save(m: Model | Compiled, folder: str | Path, *, coded: Mapping[str, Stored] | None = None) -> Path:
+    """Writes a folder that Hugging Face transformers loads as it is, and that `load` gives back with equal numbers; returns its path.
+
+    With the `coded` parameters that `adapters.quantize` returned, the folder holds these bytes, and only `load` reads it. Raises what
+    `transept.door.save` raises.
+    """
+    from transept.door import save as write_model
+
+    return write_model(m.open() if isinstance(m, Compiled) else m, folder, coded=coded)
 
 
 def compile_model(source: str | Path, *, fast: bool = False, out: Path | None = None, progress: Progress | None = None) -> Path:

@@ -118,6 +118,15 @@ def test_the_module_is_opened_for_who_asks(made: tuple[Path, Path]) -> None:
         _ = m.no_such_name
 
 
+def test_what_runs_from_its_plan_can_be_saved(made: tuple[Path, Path], tmp_path: Path) -> None:
+    m = quiet(made[0])
+    assert isinstance(m, Compiled)
+    again = transept.door.load(transept.save(m, tmp_path / "again"))
+    theirs = transept.door.load(made[0]).model.state_dict()
+    assert theirs.keys() == again.model.state_dict().keys()
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in theirs.items())
+
+
 def test_a_listener_hears_the_module(made: tuple[Path, Path]) -> None:
     heard: list[str] = []
 
