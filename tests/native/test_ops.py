@@ -55,6 +55,20 @@ def test_norm(n: int, heads: int, t: int, layer: bool, weighted: bool, biased: b
 
 
 @settings(max_examples=count(200), deadline=None)
+@given(st.one_of(st.integers(1, 70), st.sampled_from([1023, 1024, 1025, 50257])), st.floats(0, 60), st.booleans(), isas, seeds)
+def test_sum_of_exponentials(n: int, spread: float, barred: bool, isa: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = (spread * rng.standard_normal(n)).astype(np.float32)
+    if barred:
+        x[rng.permutation(n)[: n // 2]] = -np.inf
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSEPT_ISA", isa)
+        found = native.exp_sum(x, float(x.max()))
+    expected = float(torch.from_numpy(x).double().logsumexp(0)) - float(x.max())
+    assert np.log(found) == pytest.approx(expected, abs=5e-7)
+
+
+@settings(max_examples=count(200), deadline=None)
 @given(st.integers(1, 3), st.integers(1, 10), st.integers(0, 3), st.integers(0, 5), st.booleans(), st.booleans(), seeds)
 def test_rotary(heads: int, half: int, start: int, rest: int, interleaved: bool, tabled: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)

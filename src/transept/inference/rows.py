@@ -28,5 +28,7 @@ class Runner(Protocol):
         ...
 
     def step(self, rows: Sequence[Row]) -> Any:
-        """Writes the columns of all rows and returns the wanted logits [n v], row after row, as an array or a tensor."""
+        """Writes the columns of all rows and returns the wanted logits [n v], row after row, as an array or a tensor. The next step may
+        write over them.
+        """
         ...

@@ -5,12 +5,14 @@ Written for numpy, so that a compiled decoder answers without torch; tensors on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from transept import native
 from transept.core.errors import InputError, NumericsError
 from transept.core.spec import Spec
 
@@ -117,11 +119,19 @@ def _drawn(weights: NDArray[np.float32], share: float) -> int:
     return group * GROUP + min(int(np.searchsorted(within, wanted, side="right")), int(np.flatnonzero(mine)[-1]))
 
 
+def log_sum_exp(logits: NDArray[np.float32], most: float | None = None) -> float:
+    """The logarithm of the sum of the exponentials of logits [v], of which `most` is the largest."""
+    top = np.float32(logits.max() if most is None else most)
+    if native.available() and (found := native.exp_sum(logits, float(top))) > 0:
+        return float(top) + math.log(found)
+    return float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+
+
 def choose(logits: ArrayLike, seen: Sequence[int] | ArrayLike, s: Sampling, generator: np.random.RandomState | None) -> tuple[int, float]:
     """The next token and its log-probability under the model's own distribution [v]; logits that are not numbers are refused."""
     raw = np.asarray(logits, np.float32)
-    most = raw.max()
-    if not np.isfinite(most):
+    most = float(raw.max())
+    if not math.isfinite(most):
         raise NumericsError("the model's logits hold NaN or an infinite number: its weights or its input are damaged")
     scores = penalise(raw, seen, s.repetition_penalty) if s.repetition_penalty != 1.0 else raw
     if generator is None:
@@ -131,4 +141,4 @@ def choose(logits: ArrayLike, seen: Sequence[int] | ArrayLike, s: Sampling, gene
         ids, weights = kept(scores, s)
         place = _drawn(weights, generator.random_sample())
         token = place if isinstance(ids, slice) else int(ids[place])
-    return token, float(raw[token] - most) - float(np.log(np.exp(raw - most).sum(dtype=np.float64)))
+    return token, float(raw[token]) - log_sum_exp(raw, most)

@@ -5,7 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transept.native.binding import Batch, Cache, Plan, Program, Raw, Team, View, Weight, gated_bias, pack, packed_bytes, raw, vector
+    from transept.native.binding import (
+        Batch,
+        Cache,
+        Plan,
+        Program,
+        Raw,
+        Team,
+        View,
+        Weight,
+        exp_sum,
+        gated_bias,
+        pack,
+        packed_bytes,
+        raw,
+        vector,
+    )
     from transept.native.library import available, isa, why_not
 
 __all__ = [
@@ -18,6 +33,7 @@ __all__ = [
     "View",
     "Weight",
     "available",
+    "exp_sum",
     "gated_bias",
     "isa",
     "pack",

@@ -498,6 +498,12 @@ def gated_bias(gate: Any, up: Any) -> Weight:
     return vector(pair.reshape(-1))
 
 
+def exp_sum(x: NDArray[np.float32], most: float) -> float:
+    """The sum over x [n] of exp(x - most); negative where $TRANSEPT_ISA names what does not run here."""
+    x = np.ascontiguousarray(x, np.float32)
+    return library().transept_exp_sum(_address(x), x.size, most)
+
+
 def _address(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.__array_interface__["data"][0]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from transept.core.errors import SourceError
 from transept.native.build import cache_dir, library_name
 
-ABI = 1
+ABI = 2
 
 
 def _places() -> list[Path]:
@@ -51,6 +51,7 @@ def _declare(core: ctypes.CDLL) -> None:
         "transept_plan_free": (None, [pointer]),
         "transept_step": (i32, [pointer, pointer, pointer]),
         "transept_buffer": (pointer, [pointer, i32, pointer]),
+        "transept_exp_sum": (ctypes.c_double, [pointer, i64, ctypes.c_float]),
         "transept_read": (ctypes.c_uint64, [pointer, pointer, i64]),
     }
     for name, (result, arguments) in signatures.items():

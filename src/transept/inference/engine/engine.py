@@ -15,7 +15,7 @@ from transept.inference.engine.scheduler import Limits, Scheduler, Task, Work
 from transept.inference.engine.speculate import MOST, Clock, Drafter, Lookup
 from transept.inference.generation import Detokenizer, Generation, StopScanner, Usage, check_length
 from transept.inference.rows import Row, Runner
-from transept.inference.sampling import Sampling, choose
+from transept.inference.sampling import Sampling, choose, log_sum_exp
 
 Processor = Callable[[Sequence[int], Any], Any]
 """(all tokens so far, logits [v] as a tensor) -> logits."""
@@ -101,7 +101,7 @@ class Choice:
         seen = self.tokens if self.sampling.repetition_penalty != 1.0 else ()
         token, logprob = choose(scores, seen, self.sampling, self.generator)
         if scores is not raw:
-            logprob = float(raw[token]) - _mass(raw)
+            logprob = float(raw[token]) - log_sum_exp(raw)
         if self.grammar is not None and token not in self.ask.ends:
             self.grammar.advance(token)
         self._note(token, logprob, raw)
@@ -117,7 +117,7 @@ class Choice:
     def _note(self, token: int, logprob: float, raw: Logits) -> None:
         top: Top = ()
         if self.ask.top:
-            best, mass = np.argpartition(raw, -min(self.ask.top, len(raw)))[-self.ask.top :], _mass(raw)
+            best, mass = np.argpartition(raw, -min(self.ask.top, len(raw)))[-self.ask.top :], log_sum_exp(raw)
             top = tuple((int(i), float(raw[i]) - mass) for i in best[np.argsort(-raw[best], kind="stable")])
         now, usage = time.perf_counter(), self.out.usage
         if not usage.completion_tokens:
@@ -310,18 +310,19 @@ class Engine:
             except Exception as error:
                 self._fail(id, _typed(error, "its drafter"))
 
-    def _compute(self, plan: list[Work]) -> Iterator[tuple[Work, Logits | TranseptError]]:
+    def _compute(self, plan: list[Work], part: bool = False) -> Iterator[tuple[Work, Logits | TranseptError]]:
         """The logits of each work; where the step fails it is halved until only the culprit is left."""
         rows = [Row(work.tokens, work.start, work.pages, work.guessed + 1 if work.last else 0) for work in plan]
         try:
             logits = _array(self.runner.step(rows))
+            logits = logits.copy() if part else logits
         except Exception as error:
             if len(plan) == 1:
                 yield plan[0], _typed(error, "its forward pass")
                 return
             half = len(plan) // 2
-            yield from self._compute(plan[:half])
-            yield from self._compute(plan[half:])
+            yield from self._compute(plan[:half], part=True)
+            yield from self._compute(plan[half:], part=True)
             return
         at = 0
         for work, row in zip(plan, rows, strict=True):
@@ -379,12 +380,6 @@ class Engine:
 def _array(logits: Any) -> Logits:
     """Logits as an array, wherever they lie."""
     return np.asarray(logits.float().cpu() if hasattr(logits, "cpu") else logits, np.float32)
-
-
-def _mass(logits: Logits) -> float:
-    """The logarithm of the sum of exponentials."""
-    most = float(logits.max())
-    return most + float(np.log(np.exp(logits - np.float32(most)).sum(dtype=np.float64)))
 
 
 def _typed(error: Exception, where: str) -> TranseptError:

@@ -45,14 +45,14 @@ class Steps:
 
     def run(self, rows: Sequence[Row], seconds: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """Writes the columns of all rows and returns the wanted logits [n v], row after row; `seconds` [records] sums up their time."""
-        parts = [part for batch in _batches(rows, self.max_rows) for part in self._run(batch, seconds)]
-        return np.concatenate(parts) if parts else np.empty((0, self.out.width), np.float32)
+        parts = [self._run(batch, seconds).copy() for batch in _batches(rows, self.max_rows)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty((0, self.out.width), np.float32)
 
     def step(self, rows: Sequence[Row]) -> Any:
-        """Writes the columns of all rows and returns the wanted logits, row after row: what the engine asks of a Runner."""
-        return self.run(rows)
+        """The same without a copy where one batch holds all: what the engine asks of a Runner."""
+        return self._run(list(rows), None) if sum(len(row.tokens) for row in rows) <= self.max_rows else self.run(rows)
 
-    def _run(self, rows: list[Row], seconds: NDArray[np.float64] | None) -> list[NDArray[np.float32]]:
+    def _run(self, rows: list[Row], seconds: NDArray[np.float64] | None) -> NDArray[np.float32]:
         sizes = [len(row.tokens) for row in rows]
         table = np.zeros((len(rows), max(len(row.pages) for row in rows)), np.int32)
         for i, row in enumerate(rows):
@@ -70,7 +70,7 @@ class Steps:
         self.plan.step(batch, taken)
         if seconds is not None and taken is not None:
             seconds += taken
-        return [self.plan.view(self.out, len(select)).copy()] if select else []
+        return self.plan.view(self.out, len(select))
 
 
 def _batches(rows: Sequence[Row], most: int) -> list[list[Row]]:

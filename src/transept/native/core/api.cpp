@@ -55,7 +55,7 @@ bool sized(int kind, int64_t n, int64_t k) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int transept_abi() { return 1; }
+EXPORT int transept_abi() { return 2; }
 EXPORT const char *transept_error() { return message.c_str(); }
 EXPORT const char *transept_isa(const char *wanted) {
     const Kernels *k = kernels_named(wanted);
@@ -130,6 +130,11 @@ EXPORT int transept_step(Plan *p, const Batch *b, double *seconds) {
 EXPORT float *transept_buffer(Plan *p, int i, int64_t *stride) {
     if (i < 0 || i >= static_cast<int>(p->widths.size())) { fail("this plan has no such buffer"); return nullptr; }
     return p->buffer(i, stride);
+}
+
+EXPORT double transept_exp_sum(const float *x, int64_t n, float most) {
+    const Kernels *k = kernels_named(nullptr);
+    return k ? k->exp_sum(x, n, most) : -1;
 }
 
 // Sums memory with every thread, for the measured floor of benchmarks: the checksum keeps the reads alive.

@@ -81,7 +81,10 @@ template <int K> struct Walk { // steps through a panel block by block
 
 // ---- float rows against a tile ---------------------------------------------------------------------------------------------------
 
-template <int R> INLINE void micro(const float *tile, int ldw, int n, const float *const *x, int at, float *acc, int lda) {
+INLINE vf widened(const float *p) { return load(p); }
+INLINE vf widened(const uint16_t *p) { return from_half(p); }
+
+template <int R, class E> INLINE void micro(const E *tile, int ldw, int n, const float *const *x, int at, float *acc, int lda) {
     vf a[R];
     const float *p[R];
     UNROLL for (int r = 0; r < R; r++) {
@@ -89,13 +92,13 @@ template <int R> INLINE void micro(const float *tile, int ldw, int n, const floa
         p[r] = x[r] + at;
     }
     for (int k = 0; k < n; k++) {
-        vf w = load(tile + k * ldw);
+        vf w = widened(tile + k * ldw);
         UNROLL for (int r = 0; r < R; r++) a[r] = fma(set1(p[r][k]), w, a[r]);
     }
     UNROLL for (int r = 0; r < R; r++) store(acc + r * lda, a[r]);
 }
 
-INLINE void rows(const float *tile, int ldw, int n, const float *const *x, int at, int t, float *acc, int lda) {
+template <class E> INLINE void rows(const E *tile, int ldw, int n, const float *const *x, int at, int t, float *acc, int lda) {
     int r = 0;
     if (VN == 1) for (; r + 12 <= t; r += 12) micro<12>(tile, ldw, n, x + r, at, acc + r * lda, lda);
     for (; r + 6 <= t; r += 6) micro<6>(tile, ldw, n, x + r, at, acc + r * lda, lda);
@@ -195,6 +198,7 @@ template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, i
     UNROLL for (int r = 0; r < R; r++) out[r] = zero_int();
     UNROLL for (int g = from; g < to; g++) {
         vb w = get(g);
+        if constexpr (R > 1) { HOLD(w.v[0]); HOLD(w.v[1]); } // loaded once, not once for each row
         UNROLL for (int r = 0; r < R; r++) {
             int32_t four;
             std::memcpy(&four, x[r].q + KB * b + 4 * g, 4);
@@ -277,9 +281,8 @@ template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRo
     alignas(64) uint8_t tile[KB * NR];
     Walk<K> w(panel);
     for (int b = 0; b < nb; b++, w.next()) {
-        UNROLL for (int g = 0; g < 8; g++) {
-            store_bytes(tile + 64 * g, group<K>(w.body, g));
-        }
+        ahead<K>(w.body);
+        UNROLL for (int g = 0; g < 8; g++) store_bytes(tile + 64 * g, group<K>(w.body, g));
         int r = 0;
         if (VN == 1) for (; r + 8 <= t; r += 8) from_tile<K, 8>(tile, w, x + r, b, sums + NR * r);
         for (; r + 4 <= t; r += 4) from_tile<K, 4>(tile, w, x + r, b, sums + NR * r);
@@ -291,24 +294,21 @@ template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRo
 // A NaN or infinity makes its block's scale NaN: it must show in the result.
 static void quantise(const float *x, int k, bool wide, QRow out) {
     for (int b = 0; b < blocks_of(k); b++) {
-        float v[KB] = {};
-        int n = k - KB * b < KB ? k - KB * b : KB;
-        std::memcpy(v, x + KB * b, sizeof(float) * (size_t)n);
-        vf lo = load(v), hi = load(v + NR);
-        vf poison = lo * set1(0.f) + hi * set1(0.f);
-        float above = largest(maximum(lo, hi)), below = largest(maximum(zero() - lo, zero() - hi)), bad = total(poison);
+        int n = k - KB * b;
+        vf lo = load_some(x + KB * b, n), hi = load_some(x + KB * b + NR, n - NR);
+        float above = largest(maximum(lo, hi)), below = largest(maximum(zero() - lo, zero() - hi));
         float most = (above > below ? above : below) / 128.f, least = (above > below ? below : above) / 127.f;
-        float scale = most > least ? most : least, inverse = scale > 0 ? 1.f / scale : 0.f;
-        bool sound = bad == 0.f && inverse <= 3.4e38f;
-        if (above > below) scale = -scale, inverse = -inverse;
+        float scale = __builtin_copysignf(most > least ? most : least, below - above), inverse = 1.f / scale;
+        float bad = total(lo * set1(0.f) + hi * set1(0.f));
         out.scale[b] = bad == 0.f ? scale : bad;
         int32_t q[KB];
         for (int h = 0; h < 2; h++) {
-            vf y = fma(h ? hi : lo, set1(sound ? inverse : 0.f), set1(12582912.f)); // adding 1.5 * 2^23 rounds to nearest even
-            if (!sound) y = set1(12582912.f);
+            vf y = fma(h ? hi : lo, set1(inverse), set1(12582912.f)); // adding 1.5 * 2^23 rounds to nearest even
+            if (!(bad + inverse * 0.f == 0.f)) y = set1(12582912.f);
+            EACH y.v[i] = (nf)((ni)y.v[i] - 0x4b400000);
             std::memcpy(q + NR * h, &y, sizeof y);
             int32_t sum = 0;
-            for (int j = 0; j < NR; j++) sum += q[NR * h + j] -= 0x4b400000;
+            for (int j = 0; j < NR; j++) sum += q[NR * h + j];
             out.sum[2 * b + h] = sum;
         }
         for (int j = 0; j < KB; j++) out.q[KB * b + j] = (int8_t)q[j];
@@ -409,21 +409,11 @@ INLINE vf act(int kind, vf x) {
 }
 
 static void activate(int kind, float *x, int n) {
-    int j = 0;
-    for (; j + NR <= n; j += NR) store(x + j, act(kind, load(x + j)));
-    if (j == n) return;
-    float v[NR] = {};
-    std::memcpy(v, x + j, sizeof(float) * (size_t)(n - j));
-    store(v, act(kind, load(v)));
-    std::memcpy(x + j, v, sizeof(float) * (size_t)(n - j));
+    for (int j = 0; j < n; j += NR) store_some(x + j, act(kind, load_some(x + j, n - j)), n - j);
 }
 
 static void finish(float *sums, int t, const Finish &f) {
-    size_t bytes = sizeof(float) * (size_t)f.columns;
-    float edge[NR] = {}, edge2[NR] = {};
-    if (f.bias) std::memcpy(edge, f.bias, bytes);
-    if (f.bias2) std::memcpy(edge2, f.bias2, bytes);
-    vf bias = load(edge), bias2 = load(edge2), alpha = set1(f.alpha);
+    vf bias = f.bias ? load_some(f.bias, f.columns) : zero(), bias2 = f.bias2 ? load_some(f.bias2, f.columns) : zero(), alpha = set1(f.alpha);
     for (int r = 0; r < t; r++) {
         vf a = act(f.act, f.bias ? load(sums + NR * r) + bias : load(sums + NR * r));
         if (f.gated) {
@@ -431,57 +421,49 @@ static void finish(float *sums, int t, const Finish &f) {
             a = a * (f.bias2 ? up + bias2 : up);
         }
         if (f.alpha != 1.f) a = a * alpha;
-        if (f.residual) {
-            float e[NR] = {};
-            std::memcpy(e, f.residual[r], bytes);
-            a = a + load(e);
-        }
-        if (f.columns == NR) store(f.y[r], a);
-        else {
-            float e[NR];
-            store(e, a);
-            std::memcpy(f.y[r], e, bytes);
-        }
+        if (f.residual) a = a + load_some(f.residual[r], f.columns);
+        store_some(f.y[r], a, f.columns);
     }
 }
 
 static void norm(const float *x, const float *w, const float *b, float *y, int n, float eps, bool layer) {
     int whole = n / NR * NR;
-    float mean = 0, rest[NR] = {};
-    std::memcpy(rest, x + whole, sizeof(float) * (size_t)(n - whole));
+    vf rest = load_some(x + whole, n - whole), m = zero(), s = rest;
     if (layer) {
-        vf s = load(rest);
         for (int j = 0; j < whole; j += NR) s = s + load(x + j);
-        mean = total(s) / (float)n;
-        for (int j = 0; j < n - whole; j++) rest[j] -= mean;
+        m = set1(total(s) / (float)n);
+        float e[NR] = {};
+        store_some(e, rest - m, n - whole);
+        rest = load(e);
     }
-    vf m = set1(mean), s = load(rest) * load(rest);
+    s = rest * rest;
     for (int j = 0; j < whole; j += NR) {
         vf d = load(x + j) - m;
         s = fma(d, d, s);
     }
-    float scale = 1.f / __builtin_sqrtf(total(s) / (float)n + eps);
+    vf scale = set1(1.f / __builtin_sqrtf(total(s) / (float)n + eps));
     for (int j = 0; j < n; j += NR) {
-        int c = n - j < NR ? n - j : NR;
-        float tw[NR], tb[NR] = {}, tx[NR] = {};
-        const float *px = x + j, *pw = w ? w + j : tw, *pb = b ? b + j : tb;
-        if (!w) store(tw, set1(1.f));
-        if (c < NR) {
-            std::memcpy(tx, px, sizeof(float) * (size_t)c);
-            px = tx;
-            if (w) std::memcpy(tw, pw, sizeof(float) * (size_t)c);
-            if (b) std::memcpy(tb, pb, sizeof(float) * (size_t)c);
-            pw = tw;
-            pb = tb;
-        }
-        vf v = (load(px) - m) * set1(scale) * load(pw);
-        if (b) v = v + load(pb);
-        if (c == NR) store(y + j, v);
-        else {
-            store(tx, v);
-            std::memcpy(y + j, tx, sizeof(float) * (size_t)c);
-        }
+        vf v = (load_some(x + j, n - j) - m) * scale;
+        if (w) v = v * load_some(w + j, n - j);
+        if (b) v = v + load_some(b + j, n - j);
+        store_some(y + j, v, n - j);
     }
+}
+
+// The sum of exp(x - most): in float over runs of 1,024, these added up in double.
+static double exp_sum(const float *x, int64_t n, float most) {
+    double sum = 0;
+    for (int64_t from = 0; from < n; from += 64 * NR) {
+        vf s = zero();
+        for (int64_t j = from; j < n && j < from + 64 * NR; j += NR) {
+            float e[NR] = {};
+            int some = n - j < NR ? (int)(n - j) : NR;
+            store_some(e, exp(load_some(x + j, some) - set1(most)), some);
+            s = s + load(e);
+        }
+        sum += total(s);
+    }
+    return sum;
 }
 
 // ---- attention -------------------------------------------------------------------------------------------------------------------
@@ -556,14 +538,17 @@ static void attend(const AttendUnit &u) {
     const Cache &c = *u.cache;
     int width = c.width(), first = u.begin / PAGE, last = (u.end + PAGE - 1) / PAGE, from = first * PAGE;
     const float *s[NQ];
+    bool direct = c.kind == CACHE_F16 && !c.latent && u.nq <= 6; // a few queries meet a page once: it need not be widened first
     for (int i = 0; i < u.nq; i++) {
         s[i] = u.scores + i * CHUNK;
         for (int j = 0; j < (last - first) * PAGE; j += NR) store(u.scores + i * CHUNK + j, zero());
         for (int j = 0; j < width; j += NR) store(u.o + i * width + j, zero());
     }
     for (int p = first; p < last; p++) {
-        const float *k = keys_of(u, c.block(u.table[p], u.kv_head), u.tile);
-        rows(k, NR, c.head, u.q, 0, u.nq, u.scores + (p - first) * PAGE, CHUNK);
+        const uint8_t *block = c.block(u.table[p], u.kv_head);
+        float *to = u.scores + (p - first) * PAGE;
+        if (direct) rows(reinterpret_cast<const uint16_t *>(block), NR, c.head, u.q, 0, u.nq, to, CHUNK);
+        else rows(keys_of(u, block, u.tile), NR, c.head, u.q, 0, u.nq, to, CHUNK);
     }
     for (int i = 0; i < u.nq; i++) {
         float *line = u.scores + i * CHUNK, top = mask_scores(u, i, line, from, last * PAGE);
@@ -579,8 +564,13 @@ static void attend(const AttendUnit &u) {
     }
     for (int p = first; p < last; p++) {
         int tokens = u.end - p * PAGE < PAGE ? u.end - p * PAGE : PAGE; // slots past the end may hold anything, even NaN
-        const float *v = values_of(u, c.block(u.table[p], u.kv_head), u.tile, tokens);
-        for (int j = 0; j < width; j += NR) rows(v + j, width, tokens, s, (p - first) * PAGE, u.nq, u.o + j, width);
+        const uint8_t *block = c.block(u.table[p], u.kv_head);
+        const float *v = direct ? nullptr : values_of(u, block, u.tile, tokens);
+        const uint16_t *half = reinterpret_cast<const uint16_t *>(block + c.key_bytes());
+        for (int j = 0; j < width; j += NR) {
+            if (direct) rows(half + j, width, tokens, s, (p - first) * PAGE, u.nq, u.o + j, width);
+            else rows(v + j, width, tokens, s, (p - first) * PAGE, u.nq, u.o + j, width);
+        }
     }
 }
 
@@ -642,5 +632,5 @@ namespace transept {
 #define STRING(a) STRING2(a)
 using namespace TRANSEPT_ISA;
 extern const Kernels CONCAT(kernels_, TRANSEPT_ISA) = {STRING(TRANSEPT_ISA), panel_float, panels_one, panel_int, quantise, column, finish,
-                                                       norm, activate, attend, merge, store_token};
+                                                       norm, exp_sum, activate, attend, merge, store_token};
 } // namespace transept

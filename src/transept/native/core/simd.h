@@ -75,6 +75,18 @@ INLINE vf load(const float *p) { vf r; EACH r.v[i] = *(const nfu *)(p + LANES * 
 INLINE vb load_bytes(const uint8_t *p) { vb r; EACH r.v[i] = *(const nbu *)(p + 4 * LANES * i); return r; }
 INLINE void store(float *p, vf a) { EACH *(nfu *)(p + LANES * i) = a.v[i]; }
 INLINE void store_bytes(uint8_t *p, vb a) { EACH *(nbu *)(p + 4 * LANES * i) = a.v[i]; }
+INLINE vf load_some(const float *p, int n) { // the first n; zeros behind them
+    if (n >= NR) return load(p);
+    float e[NR] = {};
+    for (int j = 0; j < n; j++) e[j] = p[j];
+    return load(e);
+}
+INLINE void store_some(float *p, vf a, int n) {
+    if (n >= NR) return store(p, a);
+    float e[NR];
+    store(e, a);
+    for (int j = 0; j < n; j++) p[j] = e[j];
+}
 INLINE vf set1(float s) { vf r; EACH r.v[i] = splat(s); return r; }
 INLINE vf zero() { vf r; EACH r.v[i] = (nf){}; return r; }
 INLINE vi zero_int() { vi r; EACH r.v[i] = (ni){}; return r; }
