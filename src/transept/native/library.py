@@ -51,7 +51,7 @@ def _declare(core: ctypes.CDLL) -> None:
         "transept_plan_free": (None, [pointer]),
         "transept_step": (i32, [pointer, pointer, pointer]),
         "transept_buffer": (pointer, [pointer, i32, pointer]),
-        "transept_exp_sum": (ctypes.c_double, [pointer, i64, ctypes.c_float]),
+        "transept_exp_sum": (ctypes.c_double, [pointer, i32, ctypes.c_float]),
         "transept_read": (ctypes.c_uint64, [pointer, pointer, i64]),
     }
     for name, (result, arguments) in signatures.items():

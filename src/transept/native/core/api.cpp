@@ -132,7 +132,7 @@ EXPORT float *transept_buffer(Plan *p, int i, int64_t *stride) {
     return p->buffer(i, stride);
 }
 
-EXPORT double transept_exp_sum(const float *x, int64_t n, float most) {
+EXPORT double transept_exp_sum(const float *x, int n, float most) {
     const Kernels *k = kernels_named(nullptr);
     return k ? k->exp_sum(x, n, most) : -1;
 }

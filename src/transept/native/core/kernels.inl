@@ -451,14 +451,13 @@ static void norm(const float *x, const float *w, const float *b, float *y, int n
 }
 
 // The sum of exp(x - most): in float over runs of 1,024, these added up in double.
-static double exp_sum(const float *x, int64_t n, float most) {
+static double exp_sum(const float *x, int n, float most) {
     double sum = 0;
-    for (int64_t from = 0; from < n; from += 64 * NR) {
+    for (int from = 0; from < n; from += 64 * NR) {
         vf s = zero();
-        for (int64_t j = from; j < n && j < from + 64 * NR; j += NR) {
+        for (int j = from; j < n && j < from + 64 * NR; j += NR) {
             float e[NR] = {};
-            int some = n - j < NR ? (int)(n - j) : NR;
-            store_some(e, exp(load_some(x + j, some) - set1(most)), some);
+            store_some(e, exp(load_some(x + j, n - j) - set1(most)), n - j);
             s = s + load(e);
         }
         sum += total(s);
@@ -534,6 +533,7 @@ INLINE float mask_scores(const AttendUnit &u, int i, float *s, int from, int to)
     return largest(top);
 }
 
+INLINE void fetch(const uint8_t *p, int64_t bytes) { for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i); }
 static void attend(const AttendUnit &u) {
     const Cache &c = *u.cache;
     int width = c.width(), first = u.begin / PAGE, last = (u.end + PAGE - 1) / PAGE, from = first * PAGE;
@@ -547,6 +547,8 @@ static void attend(const AttendUnit &u) {
     for (int p = first; p < last; p++) {
         const uint8_t *block = c.block(u.table[p], u.kv_head);
         float *to = u.scores + (p - first) * PAGE;
+        if (direct) fetch(block + c.key_bytes(), c.head_bytes() - c.key_bytes());
+        if (direct && p + 1 < last) fetch(c.block(u.table[p + 1], u.kv_head), c.key_bytes());
         if (direct) rows(reinterpret_cast<const uint16_t *>(block), NR, c.head, u.q, 0, u.nq, to, CHUNK);
         else rows(keys_of(u, block, u.tile), NR, c.head, u.q, 0, u.nq, to, CHUNK);
     }

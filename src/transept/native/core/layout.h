@@ -114,7 +114,7 @@ struct Kernels {
     void (*column)(int kind, const uint8_t *panel, int column, int k, float scale, bool add, float *out);
     void (*finish)(float *sums, int t, const Finish &f);
     void (*norm)(const float *x, const float *w, const float *b, float *y, int n, float eps, bool layer);
-    double (*exp_sum)(const float *x, int64_t n, float most);
+    double (*exp_sum)(const float *x, int n, float most);
     void (*activate)(int act, float *x, int n);
     void (*attend)(const AttendUnit &u);
     void (*merge)(float *m, float *l, float *o, float pm, float pl, const float *po, int n);
