@@ -5,8 +5,8 @@
     transept train recipes.paraphrase:glue --set task=mrpc --set data=glue_data
     transept eval glue mrpc=runs/paraphrase-glue-1/model --data glue_data
 
-Measured, seed 0, 2 cores: Spearman's correlation on the 629 test pairs 68.9 for pairs read together (1,008 to learn from), 82.5 for texts read alone
-(82.4 before any training).
+Measured, seed 0, 2 cores: Spearman's correlation on the 629 test pairs 68.9 for pairs read together (1,008 to learn from), 82.5 for
+texts read alone (82.4 before any training).
 """
 
 from __future__ import annotations
