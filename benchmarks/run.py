@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 DATA = Path(os.environ.get("TRANSEPT_DATA", ROOT.parent / "shared" / "data"))
 SCRIPTS: dict[str, tuple[str, ...]] = {
-    "decode": ("decode.py", "--json", "{json}"),
+    "decode": ("decode.py", "decode", "batch", "prefill", "--json", "{json}"),
+    "long": ("decode.py", "long", "--rounds", "2"),
     "engine": ("engine.py",),
     "start": ("start.py",),
     "quality": ("quality.py",),
@@ -32,6 +33,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 }
 TITLES = {
     "decode": "Decoding, prompts and batches beside llama.cpp and transformers",
+    "long": "Decoding behind 4,000 tokens",
     "engine": "Many requests, a shared prefix, guesses",
     "start": "From the process's start to the first token",
     "quality": "What rounding costs: perplexity and KL",
