@@ -25,7 +25,7 @@ RUNS = {
     "translation-gru-20": [f"{TRANSLATE}:recurrent", "--minutes=20"],
     "translation-gru-blind-20": [f"{TRANSLATE}:recurrent", "--minutes=20", "--set=look=blind"],
     "sentiment-full": [SENTIMENT, "--set=tune=full"],
-    "sentiment-bitfit": [SENTIMENT, "--set=tune=bitfit"],
+    "sentiment-bitfit": [SENTIMENT, "--set=tune=bitfit", "--set=epochs=10", "--set=average=0.1"],
     "sentiment-lora": [SENTIMENT, "--set=tune=lora"],
     "sentiment-head": [SENTIMENT, "--set=tune=head"],
     "sentiment-student": ["recipes.sentiment:distilled", "--set=teacher=runs/sentiment-full/model"],

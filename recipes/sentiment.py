@@ -30,7 +30,7 @@ from transept.training.objectives.distillation import Distillation
 from transept.training.run import Run
 
 LABELS = ("negative", "positive")
-RATES = {"full": 5e-5, "bitfit": 2e-3, "lora": 5e-4, "head": 2e-3}
+RATES = {"full": 5e-5, "bitfit": 4e-3, "lora": 5e-4, "head": 2e-3}
 
 
 def sentences(tokenizer: Tokenizer, split: str, longest: int = 128) -> Samples:

@@ -114,7 +114,7 @@ def wired(s: TransformerSpec, norms: Norms) -> EncoderDecoder:
 
 
 def transformer(*, order: str = "pre", vocab: int = 6000, dim: int = 256, layers: int = 3, heads: int = 4, ffn: int = 1024,
-                dropout: float = 0.15, smoothing: float = 0.1, batch: int = 96, lr: float = 1.5e-3, muon: float = 0.0, epochs: int = 10,
+                dropout: float = 0.15, smoothing: float = 0.1, batch: int = 96, lr: float = 1.5e-3, muon: float = 0.02, epochs: int = 10,
                 beams: int = 4, seed: int = 0) -> Run:  # fmt: skip
     """Joint byte pairs, one table for source, target and scores, averaged weights. Figure: sacreBLEU on test2016 by beam search."""
     captions = Captions(vocab)
