@@ -7,7 +7,8 @@ rows 7, 8, 18, 39.
     transept train recipes.translation:recurrent --minutes 20 --set look=blind      # and without
     python -m recipes.results --run translation                             # all of these, and the table
 
-Expected: sacreBLEU on test2016 >= 36 in 20 minutes, >= 38 in 60, and at least 5 above the network without attention (not yet measured).
+Measured, seed 0, 2 cores with AVX2: sacreBLEU 34.3 on test2016 after 20 minutes (1,236 updates, 4.1 times through the captions).
+Expected, not yet measured: 38 in 60, and at least 5 more than the network without attention.
 """
 
 from __future__ import annotations
