@@ -55,7 +55,7 @@ def section(name: str, text: str, command: str) -> None:
     """Puts a section into the page, in the place of its older self."""
     head = f"<!-- {name} -->"
     made = f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine()}:"
-    body = f"{head}\n### {TITLES[name]}\n\n{made}\n\n```\n{text.strip()}\n```\n<!-- end {name} -->\n"
+    body = f"{head}\n### {TITLES[name]}\n\n{made}\n\n```\n{text.rstrip().lstrip(chr(10))}\n```\n<!-- end {name} -->\n"
     page = PAGE.read_text() if PAGE.exists() else "# Results\n"
     old = re.compile(f"{re.escape(head)}.*?<!-- end {name} -->\n", re.DOTALL)
     if "\n## Speed\n" not in page:
