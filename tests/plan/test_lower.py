@@ -59,14 +59,16 @@ def test_plan_equals_module(name: str, fam: Family, spec: Spec) -> None:
     with torch.inference_mode():
         want = model(ids[None]).logits[0]
     tokens = tuple(ids.tolist())
-    whole = runner.step([Row(tokens, 0, (0, 3, 2), 5)])
+    whole = torch.from_numpy(runner.run([Row(tokens, 0, (0, 3, 2), 5)]))
     assert float((whole - want[-5:]).abs().max()) <= 1e-5
 
-    # One at a time, behind another sequence, on other pages: not a bit differs.
-    runner.step([Row(tokens[:35], 0, (4, 5, 6), 0)])
+    # One at a time, behind another sequence, alone and beside one more, on other pages: not a bit differs.
+    runner.run([Row(tokens[:35], 0, pages, 0) for pages in ((4, 5, 6), (9, 10, 11), (14, 13, 12))])
     for i in range(35, 40):
-        both = runner.step([Row(tokens[: i - 30], 0, (7, 8), 1), Row(tokens[i : i + 1], i, (4, 5, 6), 1)])
-        assert torch.equal(both[1], whole[i - 35])
+        one, two, three = (Row(tokens[i : i + 1], i, pages, 1) for pages in ((4, 5, 6), (9, 10, 11), (14, 13, 12)))
+        behind = runner.run([Row(tokens[: i - 30], 0, (7, 8), 1), one])[1]
+        for found in (behind, runner.step([two])[0].copy(), *runner.step([three, two]).copy()):
+            assert torch.equal(torch.from_numpy(found), whole[i - 35])
 
 
 def test_every_known_family_is_covered() -> None:

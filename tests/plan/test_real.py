@@ -97,7 +97,8 @@ def test_activations_in_eight_bits_cost_little(smollm2: Model) -> None:
     """The test above holds the stored numbers in floats to the module; this one what `fast` may lose."""
     source = describe(pull("smollm2-135m-instruct"))
     ids = smollm2.encode(TEXT)
-    fast = NativeRunner(source.empty(), StoredWeights(source), pages=8, fast=True).step([Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))])
+    runner = NativeRunner(source.empty(), StoredWeights(source), pages=8, fast=True)
+    fast = torch.from_numpy(runner.run([Row(tuple(ids), 0, (0, 1, 2, 3), len(ids))]))
     with torch.inference_mode():
         want = smollm2.look()(torch.tensor([ids])).logits[0]
     p, q = want.log_softmax(-1), fast.log_softmax(-1)

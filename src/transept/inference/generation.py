@@ -145,6 +145,8 @@ class StopScanner:
 
     def feed(self, text: str) -> tuple[str, bool]:
         """(text that may be shown, whether a stop string was met); the stop string itself is not shown."""
+        if not self.stop:
+            return text, False
         self.held += text
         hits = [i for i in (self.held.find(s) for s in self.stop) if i >= 0]
         if hits:

@@ -130,12 +130,14 @@ def log_sum_exp(logits: NDArray[np.float32], most: float | None = None) -> float
 def choose(logits: ArrayLike, seen: Sequence[int] | ArrayLike, s: Sampling, generator: np.random.RandomState | None) -> tuple[int, float]:
     """The next token and its log-probability under the model's own distribution [v]; logits that are not numbers are refused."""
     raw = np.asarray(logits, np.float32)
-    most = float(raw.max())
+    # The first NaN, where there is one, counts as the largest.
+    best = int(raw.argmax())
+    most = float(raw[best])
     if not math.isfinite(most):
         raise NumericsError("the model's logits hold NaN or an infinite number: its weights or its input are damaged")
     scores = penalise(raw, seen, s.repetition_penalty) if s.repetition_penalty != 1.0 else raw
     if generator is None:
-        token = int(scores.argmax())
+        token = best if scores is raw else int(scores.argmax())
     else:
         # By the inverse of the cumulated probabilities, in float64: one random number decides, whatever the vocabulary's size.
         ids, weights = kept(scores, s)

@@ -48,5 +48,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from transept.native import binding, library
 
-        return getattr(library if name in ("available", "isa", "why_not") else binding, name)
+        # Kept, so that the next look does not come here.
+        found = globals()[name] = getattr(library if name in ("available", "isa", "why_not") else binding, name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

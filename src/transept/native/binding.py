@@ -525,7 +525,8 @@ class Batch:
 
     Rows of one sequence lie together, in rising position. `tables` [sequences, pages] and `lengths` [sequences] (keys present,
     those of this step included; needed where attention is not causal) are for a sequence's own keys, the `memory_` pair for space 1.
-    `select` are the rows whose logits are wanted; `other` describes row set 3 as (sequence, position).
+    `select` are the rows whose logits are wanted; `other` describes row set 3 as (sequence, position). An array of int32 is not copied:
+    who writes new pages into a table of his changes the step.
     """
 
     ids: ArrayLike | None
@@ -575,6 +576,16 @@ class Batch:
         self.shape = CBatch(
             (CRows * 4)(*rows), _address(per_token["ids"]), _address(per_token["segments"]), _address(chosen), (CSpace * 2)(*spaces), count
         )
+
+    def move(self, ids: Sequence[int], position: Sequence[int]) -> None:
+        """Other ids and positions for the same rows [t]: the next step of sequences that are described already."""
+        sets, _, per_token, *_, chosen, _, _ = self.keep
+        tokens, at, selected = per_token["ids"], sets[TOKENS][1], sets[SELECTED][1]
+        if tokens is None:
+            raise InputError("A step without ids cannot be moved on.")
+        tokens[:], at[:] = ids, position
+        if selected is not None:
+            selected[:] = at[chosen]
 
 
 class Plan:

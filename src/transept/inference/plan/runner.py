@@ -16,7 +16,6 @@ from transept.core.shapes import Bool, Float, Int, Tensor
 from transept.inference.plan.lower import lower, lower_encoder
 from transept.inference.plan.steps import Loop, Steps, cores, pages_of
 from transept.inference.plan.weights import Weights
-from transept.inference.rows import Row
 from transept.native.binding import PAGE
 
 
@@ -27,10 +26,6 @@ class NativeRunner(Steps):
         self, model: nn.Module, weights: Weights, *, pages: int, fast: bool = False, threads: int | None = None, max_rows: int = 256
     ):
         super().__init__(*lower(model, weights, pages=pages, max_rows=max_rows, fast=fast), threads=threads)
-
-    def step(self, rows: Sequence[Row]) -> Float[Tensor, "n v"]:
-        """Writes the columns of all rows and returns the wanted logits, row after row."""
-        return torch.from_numpy(self.run(rows))
 
 
 class NativeModel(Loop):

@@ -36,6 +36,8 @@ class Steps:
     def __init__(self, program: native.Program, out: native.View, *, threads: int | None = None):
         self.program, self.out, self.max_rows = program, out, program.max_rows
         self.plan = program.build(native.Team(threads or cores()))
+        self.singles: native.Batch | None = None
+        self.table = np.empty((0, 0), np.int32)
 
     def prepare(self, copies: Sequence[tuple[int, int]], fresh: Sequence[int]) -> None:
         """Copies pages (from, to) in this order; fresh pages need no clearing, since only written columns are read."""
@@ -50,9 +52,30 @@ class Steps:
 
     def step(self, rows: Sequence[Row]) -> Any:
         """The same without a copy where one batch holds all: what the engine asks of a Runner."""
-        return self._run(list(rows), None) if sum(len(row.tokens) for row in rows) <= self.max_rows else self.run(rows)
+        return self._run(rows, None) if sum(len(row.tokens) for row in rows) <= self.max_rows else self.run(rows)
 
-    def _run(self, rows: list[Row], seconds: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    def _run(self, rows: Sequence[Row], seconds: NDArray[np.float64] | None) -> NDArray[np.float32]:
+        single = all(len(row.tokens) == 1 == row.logits for row in rows)
+        batch, wanted = (self._next(rows), len(rows)) if single else self._described(rows)
+        taken = None if seconds is None else np.zeros_like(seconds)
+        self.plan.step(batch, taken)
+        if seconds is not None and taken is not None:
+            seconds += taken
+        return self.plan.view(self.out, wanted)
+
+    def _next(self, rows: Sequence[Row]) -> native.Batch:
+        """One token of each row: the step before with other numbers, so it is not described anew, which takes as long as a layer."""
+        longest = max(len(row.pages) for row in rows)
+        if self.singles is None or self.table.shape[0] != len(rows) or self.table.shape[1] < longest:
+            self.table, each = np.zeros((len(rows), 2 * longest), np.int32), np.arange(len(rows), dtype=np.int32)
+            self.singles = native.Batch(np.zeros_like(each), each, np.zeros_like(each), tables=self.table, select=each)
+        for line, row in zip(self.table, rows, strict=True):
+            line[: len(row.pages)] = row.pages
+        self.singles.move([row.tokens[0] for row in rows], [row.start for row in rows])
+        return self.singles
+
+    def _described(self, rows: Sequence[Row]) -> tuple[native.Batch, int]:
+        """Any step, and how many logits it gives."""
         sizes = [len(row.tokens) for row in rows]
         table = np.zeros((len(rows), max(len(row.pages) for row in rows)), np.int32)
         for i, row in enumerate(rows):
@@ -66,11 +89,7 @@ class Steps:
             tables=table,
             select=select or None,
         )
-        taken = None if seconds is None else np.zeros_like(seconds)
-        self.plan.step(batch, taken)
-        if seconds is not None and taken is not None:
-            seconds += taken
-        return self.plan.view(self.out, len(select))
+        return batch, len(select)
 
 
 def _batches(rows: Sequence[Row], most: int) -> list[list[Row]]:
