@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from transept.adapters.tune import dropped
 from transept.blocks.attention import Attention
 from transept.blocks.block import Block, Branch, Pre
 from transept.blocks.embeddings import Embedding, TokenEmbedding
@@ -81,7 +82,7 @@ def write_on(model: nn.Module, prompt: torch.Tensor, many: int, context: int, se
 
 
 def shakespeare(*, data: str = "", dim: int = 128, layers: int = 4, heads: int = 2, ffn: int = 512, context: int = 128, batch: int = 12,
-                seed: int = 0) -> Run:  # fmt: skip
+                dropout: float = 0.0, seed: int = 0) -> Run:  # fmt: skip
     """Next character; the whole last tenth of the text is held out, in windows of the training length. Measure: nats per character."""
     text = read(Path(data) if data else find("tinyshakespeare/input.txt.xz", WHERE))
     characters = Characters(text)
@@ -89,7 +90,7 @@ def shakespeare(*, data: str = "", dim: int = 128, layers: int = 4, heads: int =
     train, held = characters.encode(text[:cut]), characters.encode(text[cut:])
     torch.manual_seed(seed)
     vocab = len(characters.table)
-    model = decoder(vocab, dim, layers, heads, ffn)
+    model = dropped(decoder(vocab, dim, layers, heads, ffn), dropout)
 
     def finish(model: nn.Module, folder: Path) -> str:
         (folder / "characters.json").write_text(json.dumps(characters.table), encoding="utf-8")
