@@ -57,9 +57,9 @@ def row(folder: Path) -> list[str]:
 
 
 def train(name: str) -> None:
-    """Runs the recipe of that name into runs/NAME, or goes on with it; nothing where it has ended."""
+    """Runs the recipe of that name into runs/NAME, or goes on with one that was stopped; nothing where it has ended."""
     folder = Path("runs") / name
-    if not (folder / "result.json").is_file():
+    if str(_read(folder / "result.json").get("why", "signal")).startswith("signal"):
         where = ["--resume", str(folder)] if (folder / "run.json").is_file() else [*RUNS[name], "--out", str(folder)]
         print(f"\n{name}: transept train {' '.join(where)}", flush=True)
         subprocess.run([sys.executable, "-m", "transept.cli.main", "train", *where], check=False)
