@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import transept
 from recipes import ner, squad
-from recipes.results import RUNS, row
+from recipes.results import RUNS, row, train
 from recipes.sentiment import _taken
 from recipes.text import last_words
 from tests.serving.tiny import HEADS, encoder
@@ -83,6 +84,25 @@ def test_every_result_names_a_recipe_and_its_settings(tmp_path: Path) -> None:
     assert row(tmp_path) == ["r", "tune=lora", "loss 1", "3", "1.2", "7"]
     assert last_words(tmp_path, {"accuracy": 86.25, "n": 3}) == "test: accuracy 86.25, n 3"
     assert row(tmp_path)[2] == "accuracy 86.25, n 3"
+
+
+@pytest.mark.parametrize(
+    ("why", "wanted"),
+    [(None, ["recipes.squad:minilm", "--out", "runs/squad"]), ("signal 15", ["--resume", "runs/squad"]), ("the end of the run", None)],
+)
+def test_a_result_is_begun_gone_on_with_or_kept(
+    why: str | None, wanted: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if why is not None:
+        folder = tmp_path / "runs" / "squad"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        (folder / "result.json").write_text(json.dumps({"why": why}))
+    asked: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    train("squad")
+    assert [command[command.index("train") + 1 :] for command in asked] == ([] if wanted is None else [wanted])
 
 
 @pytest.mark.parametrize(
