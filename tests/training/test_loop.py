@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.counts import FULL
+from transept.core.batch import Draw
 from transept.core.errors import CheckpointError, ConfigError, InputError
-from transept.data.source import Windows
+from transept.data.source import Samples, Windows
 from transept.evaluation.subjects import Noisy, documents, small
-from transept.training import state
+from transept.training import batches, state
 from transept.training.batches import Sampler
 from transept.training.judge import measure
 from transept.training.log import read
@@ -77,6 +78,23 @@ def test_every_sample_is_seen_once_an_epoch_in_an_order_that_changes() -> None:
         assert one == list(Sampler(source, Loading(batch=8, order=order), seed=5).order(0))
 
 
+def test_tiles_cover_a_text_once_an_epoch_from_another_beginning() -> None:
+    source, seen, firsts = Windows(torch.arange(100), 8), [], set()
+    sampler = Sampler(source, Loading(batch=5, order=Order.TILED), seed=3)
+    cursor = Draw(3, 0, 0)
+    for _ in range(30):
+        begin, many, cursor = sampler.span(cursor)
+        seen += [(begin.epoch, int(row[0])) for row in sampler.batch(begin, many)["ids"]]
+    for epoch in range(8):
+        tiles = sorted(at for of, at in seen if of == epoch)
+        assert tiles == list(range(tiles[0], 92, 8)) and tiles[0] < 8
+        firsts.add(tiles[0])
+    assert len(firsts) > 3 and seen == [*dict.fromkeys(seen)]
+    for wrong in (Windows(torch.arange(100), 8, 2), Samples([{"ids": [1]}], lambda rows, draw: {})):
+        with pytest.raises(ConfigError, match="TILED"):
+            batches._tiled(wrong, 5, 0)
+
+
 def test_recomputed_activations_give_the_same_gradients() -> None:
     batch = {"ids": torch.stack([IDS[i : i + 9] for i in range(4)])}
     found = []
@@ -93,7 +111,7 @@ COMPILED = """
 import sys, torch
 from pathlib import Path
 from transept.evaluation.subjects import documents, small
-from transept.data.source import Windows
+from transept.data.source import Samples, Windows
 from transept.training.loop import Loop
 from transept.training.objectives.causal import Causal
 from transept.training.run import Loading, Optim, Run, Settings

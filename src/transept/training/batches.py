@@ -37,9 +37,10 @@ class Sampler:
 
     def span(self, cursor: Draw) -> tuple[Draw, int, Draw]:
         """The next batch as (where it begins, how many samples, where the one after it begins); an epoch's last batch may be short."""
-        length = len(self.source)
+        length = len(self.order(cursor.epoch))
         if cursor.index >= length:
             cursor = Draw(cursor.seed, cursor.epoch + 1, 0)
+            length = len(self.order(cursor.epoch))
         many = min(self.settings.batch, length - cursor.index)
         return cursor, many, cursor.at(many)
 
@@ -106,9 +107,24 @@ def _bucketed(source: Source, batch: int, seed: int, pool: int = 64) -> Sequence
     return _numbers(torch.cat([full[i] for i in torch.randperm(len(full), generator=gen).tolist()] + short))
 
 
+def _tiled(source: Source, batch: int, seed: int) -> Sequence[int]:
+    """Every `length`-th sample from a drawn first one on, shuffled: no element is seen twice before all were seen once."""
+    length = getattr(source, "length", None)
+    if not isinstance(length, int) or getattr(source, "stride", 1) != 1:
+        raise ConfigError(f"the order TILED needs windows of one length, one beginning at each element; {type(source).__name__} has none")
+    gen = torch.Generator().manual_seed(seed)
+    first = int(torch.randint(min(length, len(source)), (), generator=gen))
+    return _numbers(first + length * torch.randperm((len(source) - 1 - first) // length + 1, generator=gen))
+
+
 def _numbers(order: torch.Tensor) -> Sequence[int]:
     """Eight bytes a number, and no tensor at each look."""
     return array("q", order.numpy().tobytes())
 
 
-_MAKERS: dict[Order, Callable[..., Sequence[int]]] = {Order.SHUFFLED: _shuffled, Order.SEQUENTIAL: _sequential, Order.BUCKETED: _bucketed}
+_MAKERS: dict[Order, Callable[..., Sequence[int]]] = {
+    Order.SHUFFLED: _shuffled,
+    Order.SEQUENTIAL: _sequential,
+    Order.BUCKETED: _bucketed,
+    Order.TILED: _tiled,
+}

@@ -36,11 +36,16 @@ class Precision(Enum):
 
 
 class Order(Enum):
-    """How an epoch visits its samples: shuffled, in turn, or shuffled in groups of about one length (the source tells lengths)."""
+    """How an epoch visits its samples: shuffled, in turn, shuffled in groups of about one length (the source tells lengths), or as tiles.
+
+    Tiles are for a source with a sample at every element, each `length` elements long: an epoch covers the data once, side by side,
+    and begins elsewhere than the one before.
+    """
 
     SHUFFLED = "shuffled"
     SEQUENTIAL = "sequential"
     BUCKETED = "bucketed"
+    TILED = "tiled"
 
 
 class Track(Enum):
