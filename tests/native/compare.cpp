@@ -91,10 +91,12 @@ struct Ints { // rows of int8 activations
     std::vector<int16_t> wide;
     std::vector<float> scale;
     std::vector<int32_t> sum;
-    Ints(int t, int k) : q(static_cast<size_t>(t * blocks_of(k) * KB)), wide(q.size()), scale(q.size() / KB), sum(q.size() / 16) {}
+    std::vector<float> weighted;
+    Ints(int t, int k)
+        : q(static_cast<size_t>(t * blocks_of(k) * KB)), wide(q.size()), scale(q.size() / KB), sum(q.size() / 16), weighted(q.size() / KB) {}
     QRow row(int i, int k) {
         size_t at = static_cast<size_t>(i * blocks_of(k) * KB);
-        return {q.data() + at, wide.data() + at, scale.data() + at / KB, sum.data() + at / 16};
+        return {q.data() + at, wide.data() + at, scale.data() + at / KB, sum.data() + at / 16, weighted.data() + at / KB};
     }
 };
 
@@ -135,6 +137,7 @@ void products(const Kernels &fast, const Kernels &plain, bool exact) {
             for (int j = 0; j < KB; j++) r.q[KB * block + j] = static_cast<int8_t>(upto(3) ? between(-128, 127) : -128);
             r.sum[2 * block] = r.sum[2 * block + 1] = 0;
             for (int j = 0; j < KB; j++) r.sum[2 * block + j / 16] += r.q[KB * block + j];
+            r.weighted[block] = r.scale[block] * static_cast<float>(r.sum[2 * block] + r.sum[2 * block + 1]);
             for (int j = 0; j < KB; j++) r.wide[KB * block + j / 4 * 4 + (j % 4 == 1 ? 2 : j % 4 == 2 ? 1 : j % 4)] = r.q[KB * block + j];
         }
     }
@@ -161,6 +164,10 @@ void quantise(const Kernels &fast, const Kernels &plain) {
         int sum = 0;
         for (int i = j / 16 * 16; i < j / 16 * 16 + 16; i++) sum += qa.q[i];
         if (sum != qa.sum[j / 16]) fail("quantise: sum", j, qa.sum[j / 16], sum);
+    }
+    for (int i = 0; i < blocks_of(k); i++) {
+        float product = qa.scale[i] * static_cast<float>(qa.sum[2 * i] + qa.sum[2 * i + 1]);
+        same("quantise: weighted", qa.weighted + i, &product, 1, 1e-30);
     }
     if (off > 2) fail("quantise: steps apart", 0, off, 2);
 }

@@ -108,7 +108,6 @@ template <class E> INLINE void rows(const E *tile, int ldw, int n, const float *
     case 3: micro<3>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
     case 2: micro<2>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
     case 1: micro<1>(tile, ldw, n, x + r, at, acc + r * lda, lda); break;
-    default: break;
     }
 }
 
@@ -244,7 +243,7 @@ template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t 
             int32_t sum = K == Q6_K ? x[r].sum[2 * b + half] : x[r].sum[2 * b] + x[r].sum[2 * b + 1];
             if constexpr (l.zero >= 0) EACH d[r].v[i] -= splat_int(offset(K) * sum);
             sums[r] = fma(s * set1(x[r].scale[b]), to_float(d[r]), sums[r]);
-            if constexpr (l.zero < 0) sums[r] = fma(m, set1(x[r].scale[b] * (float)sum), sums[r]);
+            if constexpr (l.zero < 0) sums[r] = fma(m, set1(x[r].weighted[b]), sums[r]);
         }
     }
 }
@@ -275,7 +274,6 @@ template <int K> static void panel_int_of(const uint8_t *panel, int k, const QRo
     case 2: few<K, 2>(panel, nb, x, sums); return;
     case 3: few<K, 3>(panel, nb, x, sums); return;
     case 4: few<K, 4>(panel, nb, x, sums); return;
-    default: break;
     }
     for (int r = 0; r < t; r++) store(sums + NR * r, zero());
     alignas(64) uint8_t tile[KB * NR];
@@ -311,6 +309,7 @@ static void quantise(const float *x, int k, bool wide, QRow out) {
             for (int j = 0; j < NR; j++) sum += q[NR * h + j];
             out.sum[2 * b + h] = sum;
         }
+        out.weighted[b] = out.scale[b] * (float)(out.sum[2 * b] + out.sum[2 * b + 1]);
         for (int j = 0; j < KB; j++) out.q[KB * b + j] = (int8_t)q[j];
         if (wide)
             for (int j = 0; j < KB; j += 4) {

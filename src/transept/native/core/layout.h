@@ -58,7 +58,8 @@ struct QRow {
     int8_t *q;
     int16_t *wide; // the same numbers, order 0 2 1 3 within each four; filled only for 8-bit weights
     float *scale;
-    int32_t *sum;
+    int32_t *sum;    // of each half of a block
+    float *weighted; // a block's sum times its scale
 };
 
 enum CacheKind : int32_t { CACHE_F32 = 0, CACHE_F16 = 1, CACHE_Q8 = 2 };

@@ -15,8 +15,8 @@ constexpr float EMPTY = -INFINITY;
 QRow qrow(uint8_t *base, int64_t i, int k) {
     int64_t p = round_up(k, KB);
     uint8_t *at = base + i * qrow_bytes(k);
-    return {reinterpret_cast<int8_t *>(at + 3 * p + p / 8 + p / 4 - p), reinterpret_cast<int16_t *>(at + p / 8 + p / 4),
-            reinterpret_cast<float *>(at), reinterpret_cast<int32_t *>(at + p / 8)};
+    return {reinterpret_cast<int8_t *>(at + 2 * p + p / 2), reinterpret_cast<int16_t *>(at + p / 2), reinterpret_cast<float *>(at),
+            reinterpret_cast<int32_t *>(at + p / 8), reinterpret_cast<float *>(at + p / 8 + p / 4)};
 }
 
 struct Product { // a panel product over at most ROWS rows whose pointers stand in Own
