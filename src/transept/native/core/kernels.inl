@@ -176,12 +176,12 @@ template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, i
             UNROLL for (int i = 0; i < 2; i++) {
                 even[i] = _mm256_and_si256((__m256i)w.v[i], low);
                 odd[i] = _mm256_srli_epi16((__m256i)w.v[i], 8);
+                if constexpr (R > 1) { HOLD(even[i]); HOLD(odd[i]); }
             }
             UNROLL for (int r = 0; r < R; r++) {
-                int32_t e, o;
-                std::memcpy(&e, x[r].wide + KB * b + 4 * g, 4);
-                std::memcpy(&o, x[r].wide + KB * b + 4 * g + 2, 4);
-                __m256i xe = _mm256_set1_epi32(e), xo = _mm256_set1_epi32(o);
+                int32_t eo[2];
+                std::memcpy(eo, x[r].wide + KB * b + 4 * g, 8);
+                __m256i xe = _mm256_set1_epi32(eo[0]), xo = _mm256_set1_epi32(eo[1]);
                 UNROLL for (int i = 0; i < 2; i++) {
                     __m256i s = _mm256_add_epi32(_mm256_madd_epi16(even[i], xe), _mm256_madd_epi16(odd[i], xo));
                     out[r].v[i] = (ni)_mm256_add_epi32((__m256i)out[r].v[i], s);

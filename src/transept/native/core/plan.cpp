@@ -105,7 +105,7 @@ struct Run {
         int chunk = static_cast<int>(std::clamp<int64_t>(65536 / w.k * (ints ? 2 : 1) / 12 * 12, 24, 120)), chunks = (n + chunk - 1) / chunk;
         int panels = panels_of(columns), size = plan.team->size, wanted = size * (n > 32 ? 16 : 6); // so many, that no thread waits long
         int grain = std::clamp(panels * chunks * groups / wanted, 1, panels), lead = grain;
-        if (n <= 4 && groups == 1) { // few rows wait for the memory: seven eighths lie together
+        if (n <= 24 && groups == 1) { // few rows wait for the memory: seven eighths lie together
             lead = panels * 7 / 8 / size;
             grain = std::max(1, (panels - size * lead) / (size * 3));
         }
