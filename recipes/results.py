@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 TRANSLATE, SENTIMENT, GPT1 = "recipes.translation", "recipes.sentiment:minilm", "recipes.gpt1_auxiliary"
+SHAKESPEARE = ["recipes.gpt:shakespeare", "--set=layers=6", "--set=context=256", "--set=compile=true"]
 RUNS = {
     "shakespeare-3": ["recipes.gpt:shakespeare", "--minutes=3"],
-    "shakespeare-15": ["recipes.gpt:shakespeare", "--minutes=15", "--set=dim=256", "--set=layers=6", "--set=ffn=1024"],
-    "shakespeare-30": ["recipes.gpt:shakespeare", "--minutes=30", "--set=dim=256", "--set=layers=6", "--set=ffn=1024"],
+    "shakespeare-15": [*SHAKESPEARE, "--minutes=15", "--set=dim=192", "--set=heads=3", "--set=ffn=768"],
+    "shakespeare-30": [*SHAKESPEARE, "--minutes=30", "--set=dim=256", "--set=heads=4", "--set=ffn=1024"],
     "translation-20": [f"{TRANSLATE}:transformer", "--minutes=20"],
     "translation-60": [f"{TRANSLATE}:transformer", "--minutes=60", "--set=layers=4", "--set=dropout=0.25"],
     "translation-paper-20": [f"{TRANSLATE}:transformer", "--minutes=20", "--set=order=post"],

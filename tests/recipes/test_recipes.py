@@ -23,7 +23,7 @@ from transept.evaluation.squad import Question
 from transept.training.log import read
 from transept.training.loop import Loop
 from transept.training.objectives.losses import IGNORE
-from transept.training.run import Run, call
+from transept.training.run import Run, Settings, call
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_student_takes_every_other_layer() -> None:
 def test_every_result_names_a_recipe_and_its_settings(tmp_path: Path) -> None:
     for line in RUNS.values():
         made = recipe(line[0])
-        known = made.__code__.co_varnames[: made.__code__.co_kwonlyargcount]
+        known = {*made.__code__.co_varnames[: made.__code__.co_kwonlyargcount], *vars(Settings())}
         assert all(change.removeprefix("--set=").split("=")[0] in known for change in line[1:] if change.startswith("--set"))
     (tmp_path / "result.json").write_text(json.dumps({"recipe": "r", "step": 3, "minutes": 1.25, "seed": 7, "figures": {"loss": 1.0}}))
     (tmp_path / "run.json").write_text(json.dumps({"changes": ["steps=0", "tune=lora"]}))
