@@ -184,7 +184,7 @@ void rest(const Kernels &fast, const Kernels &plain) {
     fast.activate(act, y.data(), n);
     plain.activate(act, z.data(), n);
     same("activate", y.data(), z.data(), n, 1e-6);
-    Finish f = {nullptr, nullptr, nullptr, nullptr, act, upto(1), between(1, NR), upto(1) ? 1.f : 0.5f};
+    Finish f = {nullptr, nullptr, nullptr, nullptr, act, upto(1), 0, between(1, NR), upto(1) ? 1.f : 0.5f};
     std::vector<float> sums = numbers(2 * t * NR, false), bias = numbers(2 * NR, false), residual = numbers(t * NR, false), out(static_cast<size_t>(t * NR)), expected = out;
     if (upto(1)) f.bias = bias.data() + NR - f.columns; // nothing may be read or written behind the last column
     if (f.bias && f.gated) f.bias2 = bias.data() + 2 * NR - f.columns;

@@ -420,8 +420,8 @@ static void finish(float *sums, int t, const Finish &f) {
             a = a * (f.bias2 ? up + bias2 : up);
         }
         if (f.alpha != 1.f) a = a * alpha;
-        if (f.residual) a = a + load_some(f.residual[r], f.columns);
-        store_some(f.y[r], a, f.columns);
+        if (f.residual) a = a + load_some(f.residual[r] + f.column, f.columns);
+        store_some(f.y[r] + f.column, a, f.columns);
     }
 }
 

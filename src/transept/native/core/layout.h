@@ -88,7 +88,7 @@ struct Finish {
     const float *const *residual; // or null
     const float *bias;            // or null; starts at this panel's first column
     const float *bias2;           // the second panel's, gated form
-    int act, gated, columns;
+    int act, gated, column, columns; // the panel's first column, and how many it has
     float alpha;
 };
 

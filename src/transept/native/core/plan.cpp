@@ -64,12 +64,8 @@ struct Run {
         for (int i = 0; i < panels; i++, column += NR) {
             const float *bias = p.bias ? p.bias + (p.gated ? 2 : 1) * column : nullptr;
             int width = std::min(NR, columns - column);
-            Finish f = {o.y.data(), p.residual ? o.residual.data() : nullptr, bias, p.gated && bias ? bias + NR : nullptr, p.act, p.gated, width, p.alpha};
+            Finish f = {o.y.data(), p.residual ? o.residual.data() : nullptr, bias, p.gated && bias ? bias + NR : nullptr, p.act, p.gated, column, width, p.alpha};
             plan.kernels->finish(sums + i * (1 + p.gated) * p.t * NR, p.t, f);
-            for (int t = 0; t < p.t; t++) {
-                o.y[static_cast<size_t>(t)] += width;
-                if (p.residual) o.residual[static_cast<size_t>(t)] += width;
-            }
         }
     }
 
@@ -151,8 +147,8 @@ struct Run {
                 size_t at_j = static_cast<size_t>(j);
                 if (ints) o.q[at_j] = qrow(quants, static_cast<int64_t>(first + j) * groups + g, w.k);
                 else o.x[at_j] = input(first + j) + g * in;
-                o.y[at_j] = at(r.y, first + j) + g * out + p0 * NR;
-                if (has(r.b)) o.residual[at_j] = at(r.b, first + j) + g * out + p0 * NR;
+                o.y[at_j] = at(r.y, first + j) + g * out;
+                if (has(r.b)) o.residual[at_j] = at(r.b, first + j) + g * out;
             }
             products(o, p, g * s.panels, p0, p1, columns);
         }
@@ -195,7 +191,7 @@ struct Run {
                     size_t s = static_cast<size_t>(j);
                     if (ints) o.q[s] = qrow(quants, input(slot).first, w.k);
                     else o.x[s] = input(slot).second;
-                    o.y[s] = output(slot) + p0 * NR;
+                    o.y[s] = output(slot);
                 }
                 products(o, p, e * panels, p0, std::min(p0 + grain, panels), columns);
             }

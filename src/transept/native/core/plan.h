@@ -82,7 +82,8 @@ constexpr int ROWS = 128;   // most rows that share one pass over a panel
 constexpr int COUNTERS = 5; // work counters of one record, one per phase
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-inline int64_t qrow_bytes(int k) { int64_t p = round_up(k, KB); return round_up(3 * p + p / 2, 64); }
+// An odd number of cache lines, so that the rows that meet one block do not fall upon each other in the nearest cache.
+inline int64_t qrow_bytes(int k) { int64_t p = round_up(k, KB); return round_up(3 * p + p / 2, 128) + 64; }
 inline bool quantised(const Weight &w) { return w.kind != VECTOR && layout(w.kind).bits > 0; }
 
 struct Zeroed { // memory that reads as zeros and takes no room before it is written; begins at a cache line
