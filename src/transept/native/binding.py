@@ -568,6 +568,7 @@ class Batch:
         if any(a is not None and a.size != count for a in (length, memory_length)):
             raise InputError(f"Lengths must be given for each of the {count} sequences.")
         starts = [_starts(s, edges) for s, _ in sets]
+        self.moving = (per_token["ids"], pos, chosen, sets[SELECTED][1])
         self.keep = (sets, starts, per_token, table, memory_table, chosen, length, memory_length)
         rows = [CRows(n, _address(s), _address(p), _address(at)) for n, (s, p), at in zip(sizes, sets, starts, strict=True)]
         spaces = [
@@ -579,12 +580,11 @@ class Batch:
 
     def move(self, ids: Sequence[int], position: Sequence[int]) -> None:
         """Other ids and positions for the same rows [t]: the next step of sequences that are described already."""
-        sets, _, per_token, *_, chosen, _, _ = self.keep
-        tokens, at, selected = per_token["ids"], sets[TOKENS][1], sets[SELECTED][1]
+        tokens, at, chosen, selected = self.moving
         if tokens is None:
             raise InputError("A step without ids cannot be moved on.")
         tokens[:], at[:] = ids, position
-        if selected is not None:
+        if selected is not None and chosen is not None:
             selected[:] = at[chosen]
 
 
