@@ -138,7 +138,7 @@ void products(const Kernels &fast, const Kernels &plain, bool exact) {
             r.sum[2 * block] = r.sum[2 * block + 1] = 0;
             for (int j = 0; j < KB; j++) r.sum[2 * block + j / 16] += r.q[KB * block + j];
             r.weighted[block] = r.scale[block] * static_cast<float>(r.sum[2 * block] + r.sum[2 * block + 1]);
-            for (int j = 0; j < KB; j++) r.wide[KB * block + j / 4 * 4 + (j % 4 == 1 ? 2 : j % 4 == 2 ? 1 : j % 4)] = r.q[KB * block + j];
+            for (int j = 0; j < KB; j++) r.wide[KB * block + j % 2 * (KB / 2) + j / 2] = r.q[KB * block + j];
         }
     }
     fast.panel_int(kind, panels.data(), k, q.data(), t, a.data());
@@ -160,7 +160,7 @@ void quantise(const Kernels &fast, const Kernels &plain) {
     for (int j = 0; j < blocks_of(k) * KB; j++, compared++) {
         if (std::abs(qa.q[j] - qb.q[j]) > 1) fail("quantise", j, qa.q[j], qb.q[j]);
         off += qa.q[j] != qb.q[j];
-        if (qa.wide[j / 4 * 4 + (j % 4 == 1 ? 2 : j % 4 == 2 ? 1 : j % 4)] != qa.q[j]) fail("quantise: wide", j, 0, qa.q[j]);
+        if (qa.wide[j / KB * KB + j % 2 * (KB / 2) + j % KB / 2] != qa.q[j]) fail("quantise: wide", j, 0, qa.q[j]);
         int sum = 0;
         for (int i = j / 16 * 16; i < j / 16 * 16 + 16; i++) sum += qa.q[i];
         if (sum != qa.sum[j / 16]) fail("quantise: sum", j, qa.sum[j / 16], sum);

@@ -179,9 +179,10 @@ template <int BITS, int R, class Get> INLINE void dots(Get get, const QRow *x, i
                 if constexpr (R > 1) { HOLD(even[i]); HOLD(odd[i]); }
             }
             UNROLL for (int r = 0; r < R; r++) {
-                int32_t eo[2];
-                std::memcpy(eo, x[r].wide + KB * b + 4 * g, 8);
-                __m256i xe = _mm256_set1_epi32(eo[0]), xo = _mm256_set1_epi32(eo[1]);
+                int32_t e, o;
+                std::memcpy(&e, x[r].wide + KB * b + 2 * g, 4);
+                std::memcpy(&o, x[r].wide + KB * b + 2 * g + KB / 2, 4);
+                __m256i xe = _mm256_set1_epi32(e), xo = _mm256_set1_epi32(o);
                 UNROLL for (int i = 0; i < 2; i++) {
                     __m256i s = _mm256_add_epi32(_mm256_madd_epi16(even[i], xe), _mm256_madd_epi16(odd[i], xo));
                     out[r].v[i] = (ni)_mm256_add_epi32((__m256i)out[r].v[i], s);
@@ -237,8 +238,8 @@ template <int K, int R, class Get> INLINE void add_block(Get get, const uint8_t 
     UNROLL for (int half = 0; half < halves; half++) {
         vf s, m;
         vi d[R];
-        scales<K>(head, body, half, s, m);
         dots<l.bits, R>(get, x, b, half * 4, half * 4 + 8 / halves, d);
+        scales<K>(head, body, half, s, m);
         UNROLL for (int r = 0; r < R; r++) {
             int32_t sum = K == Q6_K ? x[r].sum[2 * b + half] : x[r].sum[2 * b] + x[r].sum[2 * b + 1];
             if constexpr (l.zero >= 0) EACH d[r].v[i] -= splat_int(offset(K) * sum);
@@ -295,30 +296,23 @@ static void quantise(const float *x, int k, bool wide, QRow out) {
         int n = k - KB * b;
         vf lo = load_some(x + KB * b, n), hi = load_some(x + KB * b + NR, n - NR);
         float above = largest(maximum(lo, hi)), below = largest(maximum(zero() - lo, zero() - hi));
-        float most = (above > below ? above : below) / 128.f, least = (above > below ? below : above) / 127.f;
+        float most = (above > below ? above : below) / 128.f, least = (above < below ? above : below) / 127.f;
         float scale = __builtin_copysignf(most > least ? most : least, below - above), inverse = 1.f / scale;
         float bad = total(lo * set1(0.f) + hi * set1(0.f));
         out.scale[b] = bad == 0.f ? scale : bad;
-        int32_t q[KB];
+        float q[KB];
         for (int h = 0; h < 2; h++) {
-            vf y = fma(h ? hi : lo, set1(inverse), set1(12582912.f)); // adding 1.5 * 2^23 rounds to nearest even
-            if (!(bad + inverse * 0.f == 0.f)) y = set1(12582912.f);
-            EACH y.v[i] = (nf)((ni)y.v[i] - 0x4b400000);
-            std::memcpy(q + NR * h, &y, sizeof y);
-            int32_t sum = 0;
-            for (int j = 0; j < NR; j++) sum += q[NR * h + j];
-            out.sum[2 * b + h] = sum;
+            vf y = fma(h ? hi : lo, set1(inverse), set1(12582912.f)) - set1(12582912.f); // adding 1.5 * 2^23 rounds to nearest even
+            if (!(bad + inverse * 0.f == 0.f)) y = zero();
+            out.sum[2 * b + h] = (int32_t)total(y); // whole numbers: exact in any order
+            store(q + NR * h, y);
         }
-        out.weighted[b] = out.scale[b] * (float)(out.sum[2 * b] + out.sum[2 * b + 1]);
         for (int j = 0; j < KB; j++) out.q[KB * b + j] = (int8_t)q[j];
-        if (wide)
-            for (int j = 0; j < KB; j += 4) {
-                int16_t *p = out.wide + KB * b + j;
-                p[0] = (int16_t)q[j];
-                p[1] = (int16_t)q[j + 2];
-                p[2] = (int16_t)q[j + 1];
-                p[3] = (int16_t)q[j + 3];
-            }
+        out.weighted[b] = out.scale[b] * (float)(out.sum[2 * b] + out.sum[2 * b + 1]);
+        for (int j = 0; wide && j < KB / 2; j++) {
+            out.wide[KB * b + j] = (int16_t)q[2 * j];
+            out.wide[KB * b + KB / 2 + j] = (int16_t)q[2 * j + 1];
+        }
     }
 }
 

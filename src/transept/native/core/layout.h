@@ -56,7 +56,7 @@ constexpr int64_t panel_bytes(int kind, int k) {
 // A row of activations in int8: one scale and two sums (of 16) per block of 32.
 struct QRow {
     int8_t *q;
-    int16_t *wide; // the same numbers, order 0 2 1 3 within each four; filled only for 8-bit weights
+    int16_t *wide; // the same numbers, those at even places of a block before the odd ones; filled only for 8-bit weights
     float *scale;
     int32_t *sum;    // of each half of a block
     float *weighted; // a block's sum times its scale

@@ -56,6 +56,10 @@ struct Run {
         int count = panels * (1 + p.gated);
         const uint8_t *data = p.w->data + panel * bytes;
         float *sums = o.sums.data();
+        for (size_t j = 0; j < static_cast<size_t>(p.t); j++) { // rows lie far apart, and another thread may have written them last
+            __builtin_prefetch(o.y[j] + column, 1);
+            if (p.residual) __builtin_prefetch(o.residual[j] + column);
+        }
         if (p.alone) plan.kernels->panels_one(p.w->kind, data, bytes, count, p.w->k, o.x[0], sums);
         for (int i = 0; i < count && !p.alone; i++) {
             if (p.ints) plan.kernels->panel_int(p.w->kind, data + i * bytes, p.w->k, o.q.data(), p.t, sums + i * p.t * NR);
