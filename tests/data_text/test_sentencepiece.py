@@ -1,4 +1,4 @@
-"""SentencePiece's models read without its package, against the package and transformers: T5's, DeBERTa's and Marian's folders."""
+"""SentencePiece's models read without its package, against the package and transformers: the folders of T5, BERT's relatives and Marian."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def trained(kind: str) -> bytes:
     names = {
         "t5": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
         "deberta": {"control_symbols": "[CLS],[SEP],[PAD]", "unk_piece": "[UNK]", "pad_id": -1, "bos_id": -1, "eos_id": -1, "unk_id": 0},
+        "albert": {"control_symbols": "[CLS],[SEP],[MASK]", "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
+        "big_bird": {"control_symbols": "[CLS],[SEP],[MASK]", "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
     }
     out = io.BytesIO()
     rest = {"normalization_rule_name": "identity"} if kind == "plain" else {"user_defined_symbols": "<br>"} if kind == "user" else {}
@@ -55,12 +58,16 @@ def trained(kind: str) -> bytes:
     return out.getvalue()
 
 
+FOLDERS = {"deberta": ("deberta-v2", "spm.model"), "xlm-roberta": ("xlm-roberta", "sentencepiece.bpe.model")}
+
+
 @functools.cache
 def folder(kind: str) -> Path:
     """A folder with the model's file and what tells its kind."""
     made = Path(tempfile.mkdtemp(prefix="transept-pieces-"))
-    (made / ("spm.model" if kind == "deberta" else "spiece.model")).write_bytes(trained(kind))
-    (made / "config.json").write_text(json.dumps({"model_type": "deberta-v2" if kind == "deberta" else "t5", "eos_token_id": 1}))
+    model_type, file = FOLDERS.get(kind, (kind, "spiece.model"))
+    (made / file).write_bytes(trained(kind))
+    (made / "config.json").write_text(json.dumps({"model_type": model_type} | ({"eos_token_id": 1} if kind == "t5" else {})))
     return made
 
 
@@ -78,21 +85,34 @@ def test_the_pieces_are_the_packages(kind: str, tmp_path: Path) -> None:
     assert found.unknown == model.unk_id() and bool(found.table) == (kind != "plain")
 
 
+def published(kind: str, model: theirs.SentencePieceProcessor, text: str) -> list[int]:
+    """What the publishers' own code makes of a text with the package: ALBERT changes it first, fairseq renumbers the pieces of XLM-R."""
+    if kind == "albert":
+        text = unicodedata.normalize("NFKD", " ".join(text.split()).replace("``", '"').replace("''", '"'))
+        text = "".join(c for c in text if not unicodedata.combining(c)).lower()
+    ids = model.encode(text)
+    return [3 if n == model.unk_id() else n + 1 for n in ids] if kind == "xlm-roberta" else ids
+
+
 def same(kind: str, text: str) -> None:
     ours, model = both(kind)
-    expected = model.encode(text)
-    if kind == "t5":
+    expected = published(kind, model, text)
+    if kind == "xlm-roberta":
+        second = published(kind, model, "a")
+        assert ours.encode(text) == [0, *expected, 2], text
+        assert ours.encode_pair(text, "a") == ([0, *expected, 2, 2, *second, 2], [0] * (len(expected) + len(second) + 4))
+    elif kind == "t5":
         assert ours.encode(text) == [*expected, 1], text
         # What was unknown cannot come back.
         assert 2 in expected or ours.decode(expected) == model.decode(expected), text
     else:
-        second = model.encode("a")
+        second = published(kind, model, "a")
         cls, sep = (model.piece_to_id(mark) for mark in ("[CLS]", "[SEP]"))
         assert ours.encode(text) == [cls, *expected, sep], text
         assert ours.encode_pair(text, "a") == ([cls, *expected, sep, *second, sep], [0] * (len(expected) + 2) + [1] * (len(second) + 1))
 
 
-@pytest.mark.parametrize("kind", ["t5", "deberta"])
+@pytest.mark.parametrize("kind", ["t5", "deberta", "albert", "big_bird", "xlm-roberta"])
 @EXAMPLES
 @given(text=TEXTS)
 def test_ids_are_the_packages(kind: str, text: str) -> None:
@@ -110,6 +130,49 @@ def test_the_special_tokens_of_t5_and_deberta() -> None:
     assert size + 99 in t5.encode(text, parse_specials=True) and size + 99 not in t5.encode(text)
     assert deberta.token(deberta.mask_id or 0) == "[MASK]" and deberta.mask_id == both("deberta")[1].get_piece_size()
     assert deberta.id("[CLS]") not in deberta.encode("a [CLS] b")[1:]
+
+
+def transformers_own(kind: str) -> Any:
+    """transformers' tokenizer over the same pieces; its mask takes the space before it, as in the published files."""
+    model = both(kind)[1]
+    pieces = [(model.id_to_piece(n), model.get_score(n)) for n in range(model.get_piece_size())]
+    mask = tf.AddedToken("<mask>" if kind == "xlm-roberta" else "[MASK]", lstrip=True)
+    if kind == "xlm-roberta":
+        marks = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+        return tf.XLMRobertaTokenizer(vocab=[*marks, *pieces[3:], ("<mask>", 0.0)], mask_token=mask)
+    made = tf.AlbertTokenizer if kind == "albert" else tf.BigBirdTokenizer
+    return made(vocab=pieces, mask_token=mask)
+
+
+@pytest.mark.parametrize("kind", ["albert", "big_bird", "xlm-roberta"])
+def test_marks_and_masks_are_transformers(kind: str) -> None:
+    ours, other = both(kind)[0], transformers_own(kind)
+    for name in ("pad", "mask", "sep", "cls", "bos", "unk"):
+        assert ours.named[name] == getattr(other, f"{name}_token_id"), name
+    for text in (LINES[2], f"the {other.mask_token} of a page", f"a{other.mask_token}"):
+        assert ours.encode(text, parse_specials=True) == other(text).input_ids, text
+    assert ours.mask_id not in ours.encode(f"the {other.mask_token} of a page")
+    assert ours.encode_pair(LINES[2], LINES[3])[0] == other(LINES[2], LINES[3]).input_ids
+
+
+def test_albert_splits_a_comma_from_its_digits_and_keeps_accents_where_it_shall(tmp_path: Path) -> None:
+    found = sentencepiece.read(folder("albert") / "spiece.model")
+    likely = replace(found, texts=(*found.texts[:-2], "▁12,", "12"), scores=(*found.scores[:-2], 0.0, 0.0))
+    for source, whole in ((sentencepiece.unigram(likely), True), (sentencepiece.albert(likely, {}), False)):
+        tokenizer = Tokenizer(source, {})
+        assert ("▁12," in [tokenizer.token(n) for n in tokenizer.encode("in 12, and")]) == whole
+    (tmp_path / "spiece.model").write_bytes(trained("albert"))
+    (tmp_path / "config.json").write_text('{"model_type": "albert"}')
+    assert Tokenizer.from_folder(tmp_path).encode("The Pagé") == both("albert")[0].encode("the page")
+    (tmp_path / "tokenizer_config.json").write_text('{"keep_accents": true, "do_lower_case": false}')
+    assert Tokenizer.from_folder(tmp_path).encode("The Pagé")[1:-1] == both("albert")[1].encode("The Pagé")
+
+
+def test_xlm_rs_first_pieces_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(trained("t5"))
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    with pytest.raises(TokenizerError, match="<unk>, <s>, </s> were expected"):
+        Tokenizer.from_folder(tmp_path)
 
 
 @functools.cache

@@ -96,6 +96,17 @@ def test_newton_schulz_brings_singular_values_near_one() -> None:
     assert found.min() > 0.3 and found.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 80), (2, 96, 32), (2, 16, 31), (1, 12, 12)])
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_newton_schulz_is_its_iteration_in_float64(shape: tuple[int, int, int], spread: float) -> None:
+    x = torch.randn(shape[0], shape[1], 2) @ torch.randn(shape[0], 2, shape[2]) + spread * torch.randn(shape)
+    y = x.double() / torch.linalg.matrix_norm(x.double(), keepdim=True)
+    for _ in range(5):
+        square = y @ y.mT
+        y = 3.4445 * y - 4.7750 * (square @ y) + 2.0315 * (square @ square @ y)
+    assert (orthogonal(x, 5, torch.float32) - y).norm() <= 2e-4 * y.norm()
+
+
 def test_muon_refuses_what_is_no_matrix() -> None:
     with pytest.raises(ConfigError, match="matrices"):
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1)

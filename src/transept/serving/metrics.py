@@ -17,22 +17,15 @@ class Metrics:
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
         self.requests = Counter("transept_requests", "Requests by address and status", ("path", "status"), registry=r)
-        self.kinds: dict[tuple[str, int], Counter] = {}
         self.tokens = Counter("transept_tokens", "Tokens by model and kind", ("model", "kind"), registry=r)
         self.first = Histogram("transept_first_token_seconds", "Time to the first token", ("model",), buckets=SECONDS, registry=r)
         self.whole = Histogram("transept_request_seconds", "Time of a request in the server", buckets=SECONDS, registry=r)
         self.live = Gauge("transept_live", "Requests, tokens, pages and bytes in use", ("what",), registry=r)
 
-    def kind(self, path: str, status: int) -> Counter:
-        """The counter of an address and status; both are few."""
-        if (path, status) not in self.kinds:
-            self.kinds[path, status] = self.requests.labels(path, str(status))
-        return self.kinds[path, status]
-
     def observe(self, scope: Scope, status: int) -> None:
         """A request is over."""
         route = scope.get("route")
-        self.kind(getattr(route, "path", "other"), status).inc()
+        self.requests.labels(getattr(route, "path", "other"), str(status)).inc()
 
     def text(self, sizes: Callable[[], dict[str, int]]) -> bytes:
         """All figures in Prometheus's text format."""

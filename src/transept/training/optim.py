@@ -66,15 +66,27 @@ def _quick(device: torch.device) -> torch.dtype:
 
 
 def orthogonal(x: Float[Tensor, "n i o"], steps: int, dtype: torch.dtype) -> Float[Tensor, "n i o"]:
-    """Each matrix with its singular values brought near 1 by the quintic Newton-Schulz iteration of Muon's authors."""
+    """Each matrix with its singular values brought near 1 by the quintic Newton-Schulz iteration of Muon's authors.
+
+    Its factors are polynomials of x x^T and commute: in float32 a wide matrix meets their product once, at the end, which is half the work
+    where it is four times as wide as high. (In bfloat16 the product's rounding would show.)
+    """
     a, b, c = QUINTIC
     tall = x.shape[1] > x.shape[2]
     y = x.to(dtype)
     y = y.mT if tall else y
     y = y / torch.linalg.matrix_norm(y, keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = y @ y.mT
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    wide, gram, product = dtype is torch.float32 and y.shape[2] >= 2 * y.shape[1], y @ y.mT, None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if wide:
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor if product is None else factor @ product
+            gram = factor @ (gram @ factor) if step < steps - 1 else gram
+        else:
+            y = torch.baddbmm(y, factor, y, beta=a)
+            gram = y @ y.mT if step < steps - 1 else gram
+    y = y if product is None else product @ y
     return y.mT if tall else y
 
 

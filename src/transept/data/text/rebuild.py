@@ -67,11 +67,14 @@ def bookends(before: tuple[str, int] | None, after: tuple[str, int] | None) -> J
     return {"type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1), "special_tokens": tokens}
 
 
-def pair(cls: str, sep: str, vocab: Mapping[str, int]) -> Json:
-    """The post-processor of `[CLS] a [SEP] b [SEP]`, with segments 0 and 1 (Devlin et al. 2018)."""
+def pair(cls: str, sep: str, vocab: Mapping[str, int], *, one: bool = False) -> Json:
+    """The post-processor of `[CLS] a [SEP] b [SEP]`, with segments 0 and 1 (Devlin et al. 2018); of `<s> a </s></s> b </s>`, with `one`
+    segment (Liu et al. 2019)."""
     first = [{"SpecialToken": {"id": cls, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     first.append({"SpecialToken": {"id": sep, "type_id": 0}})
-    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": sep, "type_id": 1}}]
+    kind = 0 if one else 1
+    second = [{"Sequence": {"id": "B", "type_id": kind}}, {"SpecialToken": {"id": sep, "type_id": kind}}]
+    second = [{"SpecialToken": {"id": sep, "type_id": 0}}, *second] if one else second
     known = {text: {"id": text, "ids": [vocab[text]], "tokens": [text]} for text in (cls, sep)}
     return {"type": "TemplateProcessing", "single": first, "pair": first + second, "special_tokens": known}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transept.data.text import rebuild
 
 LARGEST = 1 << 26
 SPACE = "▁"
+LOWER: rebuild.Json = {"type": "Lowercase"}
 _UNIGRAM, _UNUSED = 1, (rebuild.UNKNOWN, rebuild.CONTROL, rebuild.UNUSED)
 Wire = Iterator[tuple[int, int | memoryview]]
 
@@ -189,14 +190,15 @@ class Spelling:
         return node ^ (unit >> 10) << ((unit & 512) >> 6)
 
 
-def unigram(pieces: Pieces, *, extra: tuple[str, ...] = (), named: bool = True, lower: bool = False) -> rebuild.Json:
-    """The mapping of a model, `extra` tokens behind its pieces. Where special pieces are not `named`, no text can spell them."""
+def unigram(pieces: Pieces, *, extra: tuple[str, ...] = (), named: bool = True, before: Sequence[rebuild.Json] = ()) -> rebuild.Json:
+    """The mapping of a model, `extra` tokens behind its pieces, texts changed by some steps before the model's own. Where special pieces
+    are not `named`, no text can spell them."""
     hidden = {n for n, kind in enumerate(pieces.kinds) if kind in _UNUSED}
     if named:
         hidden = {n for n in hidden if pieces.kinds[n] == rebuild.UNUSED}
     names = [f"\U000f0000{n}" if n in hidden else text for n, text in enumerate(pieces.texts)]
     vocab = [[name, value] for name, value in zip(names, pieces.scores, strict=True)] + [[name, 0.0] for name in extra]
-    steps: list[rebuild.Json] = [{"type": "Lowercase"}] if lower else []
+    steps = list(before)
     if pieces.table:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(pieces.table).decode()})
     if pieces.joined:
@@ -232,8 +234,43 @@ def deberta(pieces: Pieces, config: Mapping[str, Any]) -> rebuild.Json:
     if config.get("split_by_punct"):
         raise TokenizerError(f"{pieces.where}: split_by_punct is set; a vocabulary that does not split at punctuation was expected")
     extra = () if "[MASK]" in pieces.texts else ("[MASK]",)
-    source = unigram(pieces, extra=extra, lower=config.get("do_lower_case") is True)
-    ids = {name: pieces.texts.index(name) for name in ("[CLS]", "[SEP]") if name in pieces.texts}
+    return around(pieces, unigram(pieces, extra=extra, before=[LOWER] if config.get("do_lower_case") is True else ()), "[CLS]", "[SEP]")
+
+
+def albert(pieces: Pieces, config: Mapping[str, Any]) -> rebuild.Json:
+    """ALBERT's vocabulary (Lan et al. 2019): small letters without accents unless the folder says otherwise, quotes of two marks as one.
+
+    A piece that ends with a digit and a comma is taken only where nothing else spells the text, as the publisher splits it.
+    """
+    quotes = [{"type": "Replace", "pattern": {"String": two}, "content": '"'} for two in ("``", "''")]
+    accents = [] if config.get("keep_accents") is True else [{"type": "NFKD"}, {"type": "StripAccents"}]
+    lower = [LOWER] if config.get("do_lower_case", True) is True else []
+    scores = tuple(s - 100 if text[-1:] == "," and text[-2:-1].isdigit() else s for text, s in zip(pieces.texts, pieces.scores, strict=True))
+    spaces = {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f\x85]+"}, "content": " "}
+    return around(pieces, unigram(replace(pieces, scores=scores), before=[spaces, *quotes, *accents, *lower]), "[CLS]", "[SEP]", "[MASK]")
+
+
+def big_bird(pieces: Pieces, config: Mapping[str, Any]) -> rebuild.Json:
+    """BigBird's vocabulary (Zaheer et al. 2020): the pieces as they are, and BERT's marks around each text."""
+    return around(pieces, unigram(pieces), "[CLS]", "[SEP]", "[MASK]")
+
+
+def xlm_roberta(pieces: Pieces, config: Mapping[str, Any]) -> rebuild.Json:
+    """XLM-R's vocabulary (Conneau et al. 2019): fairseq's four marks instead of the first three pieces, `<mask>` behind the others."""
+    if pieces.texts[:3] != ("<unk>", "<s>", "</s>"):
+        raise TokenizerError(f"{pieces.where}: the first pieces are {', '.join(pieces.texts[:3])}; <unk>, <s>, </s> were expected")
+    marks, kinds = ("<s>", "<pad>", "</s>", "<unk>"), (*[rebuild.CONTROL] * 3, rebuild.UNKNOWN)
+    scores = (*[0.0] * 4, *pieces.scores[3:])
+    moved = replace(pieces, texts=(*marks, *pieces.texts[3:]), scores=scores, kinds=(*kinds, *pieces.kinds[3:]))
+    if len(set(moved.texts)) != len(moved.texts) or "<mask>" in moved.texts:
+        raise TokenizerError(f"{pieces.where}: one of <pad> and <mask>, which fairseq adds, is a piece already")
+    return around(moved, unigram(moved, extra=("<mask>",)), "<s>", "</s>", "<mask>", one=True)
+
+
+def around(pieces: Pieces, source: rebuild.Json, cls: str, sep: str, mask: str = "", *, one: bool = False) -> rebuild.Json:
+    """The mapping with marks around each text (`one` segment for both of a pair, as RoBERTa has it); the mask takes the space before it."""
+    ids = {name: pieces.texts.index(name) for name in (cls, sep) if name in pieces.texts}
     if len(ids) < 2:
-        raise TokenizerError(f"{pieces.where}: no pieces '[CLS]' and '[SEP]', which stand around DeBERTa's texts")
-    return source | {"post_processor": rebuild.pair("[CLS]", "[SEP]", ids)}
+        raise TokenizerError(f"{pieces.where}: no pieces {cls!r} and {sep!r}, which stand around the texts")
+    tokens = [token | {"lstrip": token["content"] == mask} for token in source["added_tokens"]]
+    return source | {"post_processor": rebuild.pair(cls, sep, ids, one=one), "added_tokens": tokens}

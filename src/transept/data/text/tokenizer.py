@@ -15,12 +15,22 @@ from transept.data.text import marian, native, rebuild, sentencepiece, stream, t
 
 NAMES = ("bos", "eos", "unk", "pad", "mask", "sep", "cls")
 FILES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.txt")
-MODELS = {"t5": ("spiece.model", sentencepiece.t5), "deberta-v2": ("spm.model", sentencepiece.deberta)}
+MODELS = {
+    "t5": ("spiece.model", sentencepiece.t5),
+    "deberta-v2": ("spm.model", sentencepiece.deberta),
+    "albert": ("spiece.model", sentencepiece.albert),
+    "big_bird": ("spiece.model", sentencepiece.big_bird),
+    "xlm-roberta": ("sentencepiece.bpe.model", sentencepiece.xlm_roberta),
+}
 """SentencePiece's file by the kind of model, and how it is read: pieces and marks differ from kind to kind."""
 # What the models of these kinds call their special pieces where their folders do not say it.
+_BERT = {"bos": "[CLS]", "eos": "[SEP]", "mask": "[MASK]", "sep": "[SEP]", "cls": "[CLS]"}
 USUAL = {
     "t5": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
-    "deberta-v2": {"bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]", "sep": "[SEP]", "cls": "[CLS]"},
+    "deberta-v2": {**_BERT, "unk": "[UNK]", "pad": "[PAD]"},
+    "albert": {**_BERT, "unk": "<unk>", "pad": "<pad>"},
+    "big_bird": {**_BERT, "bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    "xlm-roberta": {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>", "sep": "</s>", "cls": "<s>"},
 }
 
 
@@ -58,7 +68,7 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
         """The tokenizer of a checkpoint folder: `tokenizer.json`, or GPT-2's two files, or BERT's `vocab.txt`, or SentencePiece's models as
-        T5, DeBERTa and Marian have them.
+        T5, ALBERT, BigBird, DeBERTa, XLM-R and Marian have them.
 
         Errors: TokenizerError naming the file where nothing is there or something is damaged.
         """
