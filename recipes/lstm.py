@@ -15,12 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import transept
 from recipes.text import last_words
 from recipes.text import novels as books
 from transept.adapters.tune import dropped, normal
+from transept.checkpoints.save import form_for
 from transept.core.errors import InputError
-from transept.core.registry import family
+from transept.core.registry import Family, family
+from transept.core.spec import Spec
 from transept.data.source import Windows
+from transept.door import Model
 from transept.evaluation.perplexity import foresee
 from transept.models.text.gpt import GPTSpec
 from transept.models.text.rnn import RecurrentSpec
@@ -36,7 +40,7 @@ def novels(*, cell: str = "lstm", vocab: int = 4000, dim: int = 256, width: int 
     text = books(vocab)
     torch.manual_seed(seed)
     spec = RecurrentSpec(vocab=text[0].vocab_size, dim=dim, width=width, layers=layers, dropout=dropout)
-    return run(family(cell).build(spec), text, context, batch, lr, seed)
+    return run(family(cell).build(spec), family(cell), spec, text, context, batch, lr, seed)
 
 
 def gpt(*, vocab: int = 4000, dim: int = 256, layers: int = 5, heads: int = 4, dropout: float = 0.0, context: int = 128, batch: int = 32,
@@ -45,19 +49,20 @@ def gpt(*, vocab: int = 4000, dim: int = 256, layers: int = 5, heads: int = 4, d
     text = books(vocab)
     torch.manual_seed(seed)
     spec = GPTSpec(vocab=text[0].vocab_size, dim=dim, layers=layers, heads=heads, ffn=4 * dim, context=context)
-    return run(dropped(normal(family("gpt").build(spec)), dropout), text, context, batch, lr, seed)
+    return run(dropped(normal(family("gpt").build(spec)), dropout), family("gpt"), spec, text, context, batch, lr, seed)
 
 
-def run(model: nn.Module, text: tuple, context: int, batch: int, lr: float, seed: int) -> Run:
+def run(model: nn.Module, page: Family, spec: Spec, text: tuple, context: int, batch: int, lr: float, seed: int) -> Run:
     """The same run for both."""
     tokenizer, train, held, size = text
     tail = torch.cat(held)
 
     def finish(trained: nn.Module, folder: Path) -> str:
         nats, count = foresee(trained, tail.tolist(), context=context)
-        tokenizer.save(folder)
+        transept.save(Model(trained, page, form_for(page, spec), spec, tokenizer), folder / "model")
         many = sum(p.numel() for p in trained.parameters())
-        return last_words(folder, {"perplexity": math.exp(nats / count), "bits per byte": nats / math.log(2) / size, "parameters": many})
+        figures = {"perplexity": math.exp(nats / count), "bits per byte": nats / math.log(2) / size, "parameters": many}
+        return last_words(folder, figures, f"try: transept generate {folder / 'model'} 'Alice looked'")
 
     settings = Settings(
         steps=3000, seed=seed, loading=Loading(batch=batch), optim=Optim(lr=lr, betas=(0.9, 0.98), decay=0.01, clip=0.5),

@@ -34,8 +34,10 @@ from transept.blocks.norms import LayerNorm
 from transept.blocks.positions import Sinusoidal
 from transept.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from transept.blocks.stack import Decoder
+from transept.checkpoints.save import form_for
 from transept.core.errors import InputError
-from transept.core.registry import family
+from transept.core.registry import Family, family
+from transept.core.spec import Spec
 from transept.data.source import Samples
 from transept.data.text.bpe import train_bpe
 from transept.data.text.tokenizer import Tokenizer
@@ -134,12 +136,17 @@ def transformer(*, order: str = "pre", vocab: int = 6000, dim: int = 256, layers
         if order == "pre":
             captions.tokenizer.save(folder)
             return ""
-        rules = Rules(start=captions.start, ends=(captions.end,), beams=beams, most=128)
-        tokenizer = Tokenizer(captions.tokenizer.source, {"eos": captions.end, "bos": captions.start})
-        transept.save(Model(trained, page, page.published[0], spec, tokenizer, rules=rules), folder / "model")
-        return f"try: transept translate {folder / 'model'} 'Two young men are outside near many bushes.'"
+        return kept(captions, trained, page, spec, beams, folder)
 
     return run(captions, dropped(model, dropout), Seq2Seq(smoothing), saved, lr, batch, epochs, beams, seed, muon)
+
+
+def kept(captions: Captions, trained: nn.Module, page: Family, spec: Spec, beams: int, folder: Path) -> str:
+    """A folder that `transept translate` loads, and the command that does."""
+    rules = Rules(start=captions.start, ends=(captions.end,), beams=beams, most=128)
+    tokenizer = Tokenizer(captions.tokenizer.source, {"eos": captions.end, "bos": captions.start})
+    transept.save(Model(trained, page, form_for(page, spec), spec, tokenizer, rules=rules), folder / "model")
+    return f"try: transept translate {folder / 'model'} 'Two young men are outside near many bushes.'"
 
 
 def recurrent(*, look: str = "luong", vocab: int = 6000, dim: int = 256, width: int = 384, dropout: float = 0.2, smoothing: float = 0.1,
@@ -151,8 +158,12 @@ def recurrent(*, look: str = "luong", vocab: int = 6000, dim: int = 256, width: 
     captions = Captions(vocab)
     size = captions.tokenizer.vocab_size
     torch.manual_seed(seed)
-    spec = Seq2SeqSpec(source_vocab=size, vocab=size, dim=dim, width=width, look=kinds[look], dropout=dropout)
-    return run(captions, family("seq2seq").build(spec), Seq2Seq(smoothing), lambda m, f: "", lr, batch, epochs, beams, seed)
+    spec, page = Seq2SeqSpec(source_vocab=size, vocab=size, dim=dim, width=width, look=kinds[look], dropout=dropout), family("seq2seq")
+
+    def saved(trained: nn.Module, folder: Path) -> str:
+        return kept(captions, trained, page, spec, beams, folder)
+
+    return run(captions, page.build(spec), Seq2Seq(smoothing), saved, lr, batch, epochs, beams, seed)
 
 
 def run(captions: Captions, model: nn.Module, objective: Seq2Seq, saved: Any, lr: float, batch: int, epochs: int, beams: int,

@@ -304,7 +304,8 @@ def tokenizer_of(source: reader.Source) -> Tokenizer | None:
 
 
 def save(m: Model, folder: str | Path, *, coded: Mapping[str, Stored] | None = None) -> Path:
-    """Writes a folder that Hugging Face transformers loads as it is, and that `load` gives back with equal numbers.
+    """Writes a folder that Hugging Face transformers loads as it is, and that `load` gives back with equal numbers. A family that nobody
+    published, such as a recurrent network, is written under this library's own names, which only `load` reads.
 
     With the `coded` parameters that `adapters.quantize` returned, the folder holds these bytes, and only `load` reads it.
     """

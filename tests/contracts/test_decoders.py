@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
+import transept
 from tests.contracts.decoders import Case, Hears, draw_ids, every_decoder, model, spec
 from tests.counts import count
 from tests.laws.forms import holds
-from transept.core.errors import InputError
+from transept.checkpoints.save import form_for
+from transept.core.errors import ConfigError, InputError
 from transept.core.tap import listening
+from transept.door import Model
+from transept.mapping.own import own
 
 NEAR = {torch.float32: 2e-6, torch.float64: 1e-12}
 SEEDS = st.integers(0, 2**31)
@@ -250,16 +255,31 @@ def test_truncated_cache_equals_never_appended(case: Case, wide: bool, seed: int
 
 @every_decoder
 def test_parameters_are_what_the_maps_write(case: Case) -> None:
-    """For every published form that can hold this spec: the names in the model's state_dict are the native names of the map."""
+    """For every form that can hold this spec: the names in the model's state_dict are the native names of the map."""
     family, s = case[0], spec(case)
-    if not family.published:
-        pytest.skip(f"{family.name}: the page publishes no form")
-    able = [form for form in family.published if holds(form, s)]
+    able = [form for form in family.published or (own(family),) if holds(form, s)]
     if not able:
         pytest.skip(f"{family.name} {case[1]}: nobody published a form that could say this spec")
     for form in able:
         native = {name for bond in form.names.bonds(s) for name in bond.native}
         assert native == set((form.build or family.build)(s).state_dict()), form.architecture
+
+
+@every_decoder
+def test_weights_go_round(case: Case, tmp_path: Path) -> None:
+    """Saved as a folder and loaded: the same family, the same Spec, the same bits, the same results."""
+    family, s = case[0], spec(case)
+    try:
+        form = form_for(family, s)
+    except ConfigError:
+        pytest.skip(f"{family.name} {case[1]}: nobody published a form that could say this spec")
+    transept.save(Model(model(case), family, form, s), tmp_path)
+    again = transept.load(tmp_path)
+    assert again.family is family and again.spec == s and again.form is form
+    ids = draw_ids(9, (2, 7), s.vocab)
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, model(case).state_dict()[name]), name
+    assert torch.equal(logits(again.model, ids), logits(model(case), ids))
 
 
 @every_decoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
+import transept
 from tests.contracts.decoders import Hears, draw_ids, initialised
 from tests.counts import count
 from transept.blocks.alignment import BiEncoder
@@ -22,9 +24,11 @@ from transept.blocks.embeddings import Embedding, TokenEmbedding
 from transept.blocks.norms import NoNorm
 from transept.blocks.positions import Sinusoidal
 from transept.blocks.seq2seq import EncoderDecoder, SourceEncoder
+from transept.checkpoints.save import form_for
 from transept.core.errors import InputError
 from transept.core.registry import family
 from transept.core.tap import listening
+from transept.door import Model
 from transept.models.text import transformer
 from transept.ops.relative import BucketSpec, buckets
 from transept.ops.rotary import Layout
@@ -58,6 +62,19 @@ def vocab(case: tuple[str, str]) -> int:
 def run(m: nn.Module, ids: Tensor, **rest: object) -> Tensor:
     with torch.no_grad():
         return m(ids, **rest).logits
+
+
+@every_case
+def test_weights_go_round(case: tuple[str, str], tmp_path: Path) -> None:
+    """Saved as a folder and loaded: the same family, the same Spec, the same bits, the same results."""
+    page, m = family(case[0]), model(case)
+    spec = page.tiny[case[1]]
+    form = form_for(page, spec)
+    transept.save(Model(m, page, form, spec), tmp_path)
+    again = transept.load(tmp_path)
+    assert again.family is page and again.spec == spec and again.form is form
+    ids = draw_ids(9, (2, 7), vocab(case))
+    assert torch.equal(run(again.model, ids, source=ids), run(m, ids, source=ids))
 
 
 def near(found: Tensor, expected: Tensor) -> None:

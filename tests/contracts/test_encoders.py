@@ -27,6 +27,7 @@ from transept.core.errors import InputError
 from transept.core.registry import Published
 from transept.core.tap import listening
 from transept.door import Model
+from transept.mapping.own import own as native_form
 from transept.ops.patterns import Dilated
 
 NEAR = 3e-6
@@ -202,8 +203,10 @@ def test_an_empty_or_wrong_input_is_refused(case: Case) -> None:
 
 
 def foreign(case: Case) -> Published | None:
-    """The form in which the case is saved: its own, or the first that is read into the page's own wiring and can say its Spec."""
-    forms = [case.form] if case.form else [f for f in case.family.published if f.build is None and not f.architecture.startswith("gguf:")]
+    """The form in which the case is saved: its own, or the first that is read into the page's own wiring and can say its Spec; the
+    library's own where nobody published one."""
+    known = case.family.published or (native_form(case.family),)
+    forms = [case.form] if case.form else [f for f in known if f.build is None and not f.architecture.startswith("gguf:")]
     return next((form for form in forms if holds(form, case.spec)), None)
 
 

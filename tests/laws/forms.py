@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transept.core.errors import ConfigError
 from transept.core.registry import Family, Published, all_families
+from transept.mapping.own import own
 
 
 class Memory:
@@ -36,8 +37,8 @@ def holds(form: Published, spec: Any) -> bool:
 
 
 def forms() -> list[tuple[Family, Published]]:
-    """Every published form in the registry."""
-    return [(family, form) for family in all_families() for form in family.published]
+    """Every form in the registry: the published ones, and the library's own of families that nobody published."""
+    return [(family, form) for family in all_families() for form in family.published or (own(family),)]
 
 
 def held(family: Family, form: Published) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from transept.blocks.cache import Room, Slot
 from transept.blocks.context import Context
+from transept.blocks.dropout import Dropout
 from transept.core.shapes import Float, Tensor
 from transept.core.tap import tap
 
@@ -20,7 +21,7 @@ class Pre(nn.Module):
 
     def __init__(self, dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b t d"], f: Callable[[Tensor], Tensor], norm: nn.Module) -> Float[Tensor, "b t d"]:
         return x + self.dropout(f(norm(x)))
@@ -31,7 +32,7 @@ class Post(nn.Module):
 
     def __init__(self, dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b t d"], f: Callable[[Tensor], Tensor], norm: nn.Module) -> Float[Tensor, "b t d"]:
         return norm(x + self.dropout(f(x)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from transept.blocks.dropout import Dropout
 from transept.blocks.traits import Traits
 from transept.core.errors import InputError
 from transept.core.shapes import Float, Int, Tensor
@@ -70,7 +71,7 @@ class Embedding(nn.Module):
     ):
         super().__init__()
         self.tokens, self.project, self.position, self.norm = tokens, project, position, norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "#b t"]) -> Float[Tensor, "b t d"]:
         x = self.tokens(ids)

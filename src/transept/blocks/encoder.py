@@ -11,6 +11,7 @@ from torch import nn
 from transept.blocks.block import Block
 from transept.blocks.cache import Cache, Room
 from transept.blocks.context import Context
+from transept.blocks.dropout import Dropout
 from transept.blocks.embeddings import TokenEmbedding
 from transept.blocks.heads import Head, TiedHead
 from transept.blocks.norms import LayerNorm, NoNorm
@@ -66,7 +67,7 @@ class EncoderEmbedding(nn.Module):
     ):
         super().__init__()
         self.tokens, self.segments, self.position, self.norm, self.project = tokens, segments, position, norm, project
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, ids: Int[Tensor, "b t"], segments: Int[Tensor, "b t"] | None, positions: Int[Tensor, "#b t"]
@@ -219,7 +220,7 @@ class RowHead(nn.Module):
     def __init__(self, dim: int, classes: int, pool: nn.Module, dropout: float = 0.0):
         super().__init__()
         self.pool = pool
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = Head(dim, classes, bias=True)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Output:
@@ -242,7 +243,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, dim: int, classes: int, dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = Head(dim, classes, bias=True)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Output:

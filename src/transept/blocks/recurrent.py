@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from transept.blocks.cache import Cache
+from transept.blocks.dropout import Dropout
 from transept.blocks.stack import Output
 from transept.core.errors import InputError
 from transept.core.shapes import Bool, Float, Int, Tensor
@@ -189,7 +190,7 @@ class Recurrence(nn.Module):
     def __init__(self, layers: Sequence[Cell | Skip], dropout: float = 0.0):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

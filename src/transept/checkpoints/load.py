@@ -22,6 +22,7 @@ from transept.core.errors import CheckpointError, ConfigError, NumericsError, So
 from transept.core.registry import Family, Published, by_architecture
 from transept.core.shapes import Tensor
 from transept.core.spec import Spec
+from transept.mapping.own import declared
 
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _MAX_CONFIG = 16 << 20
@@ -79,10 +80,10 @@ def describe(source: str | Path, ignore: Sequence[str] = (), progress: Progress 
     path = find(source, progress)
     if path.is_dir():
         config, kinds = split(path / "config.json", read_json(path / "config.json"))
-        declared = config.get("architectures") or []
-        if not isinstance(declared, list) or len(declared) != 1:
-            raise ConfigError(f"{path / 'config.json'} should declare one architecture in 'architectures', found {declared!r}")
-        family, form = by_architecture(str(declared[0]))
+        names = config.get("architectures") or []
+        if not isinstance(names, list) or len(names) != 1:
+            raise ConfigError(f"{path / 'config.json'} should declare one architecture in 'architectures', found {names!r}")
+        family, form = declared(str(names[0])) or by_architecture(str(names[0]))
         return Source(path, family, form, _spec(path / "config.json", family, form, config, ignore), config, kinds=kinds)
     if path.suffix != ".gguf":
         raise SourceError(f"{path} is neither a folder with config.json nor a .gguf file")

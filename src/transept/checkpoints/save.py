@@ -1,4 +1,4 @@
-"""The way out: a folder that transformers, and so every server built on it, loads as it is."""
+"""The way out: a folder that transformers, and so every server built on it, loads as it is; `load` alone for what nobody published."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from transept.checkpoints.shards import write_sharded
 from transept.core.errors import ConfigError
 from transept.core.registry import Family, Published
 from transept.core.spec import Spec
+from transept.mapping.own import own
 
 
 def form_for(family: Family, spec: Spec, loaded: Published | None = None) -> Published:
-    """The published form in which a model is written: the one it was loaded from if that is a folder's, else the first that can say
-    its Spec."""
+    """The form in which a model is written: the one it was loaded from if that is a folder's, else the first published one that can say
+    its Spec; a family that nobody published has the library's own."""
     if loaded is not None and not loaded.architecture.startswith("gguf:"):
         return loaded
+    if not family.published:
+        return own(family)
     for form in family.published:
         if not form.architecture.startswith("gguf:") and form.build is None and _says(form, family, spec):
             return form

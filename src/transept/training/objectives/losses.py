@@ -52,6 +52,14 @@ def cross_entropy(logits: Float[Tensor, "*n v"], labels: Int[Tensor, "*n"], smoo
     return Sum(loss, (labels != IGNORE).sum())
 
 
+def smoothed(logits: Float[Tensor, "*n v"], labels: Int[Tensor, "*n"], smoothing: float) -> tuple[Sum, Tensor]:
+    """`cross_entropy` with smoothing, and the sum without it, from the same log-probabilities."""
+    counted, logs = labels != IGNORE, logits.float().log_softmax(-1)
+    plain = F.nll_loss(logs.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    even = -torch.where(counted, logs.sum(-1), 0.0).sum() / logs.shape[-1]
+    return Sum(torch.lerp(plain, even, smoothing), counted.sum()), plain.detach()
+
+
 def right(logits: Float[Tensor, "*n v"], labels: Int[Tensor, "*n"]) -> tuple[Tensor, Tensor]:
     """How many labels are the class with the highest score, and how many there are: the metric `accuracy`."""
     return (logits.detach().argmax(-1) == labels).sum(), (labels != IGNORE).sum()

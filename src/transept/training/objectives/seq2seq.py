@@ -9,7 +9,7 @@ from torch import nn
 
 from transept.core.batch import Batch, Sample
 from transept.training.objective import Sum
-from transept.training.objectives.losses import cross_entropy, given, negative_log, right
+from transept.training.objectives.losses import given, right, smoothed
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Seq2Seq:
         labels = given(batch, "labels")
         source, mask = given(batch, "source"), batch.get("mask")
         logits = model(given(batch, "ids"), source=source, source_mask=batch.get("source_mask"), mask=mask).logits
-        loss = cross_entropy(logits, labels, self.smoothing)
-        plain = negative_log(logits.detach(), labels).sum() if self.smoothing else loss.loss.detach()
+        loss, plain = smoothed(logits, labels, self.smoothing)
         return Sum(loss.loss, loss.count, {"nll": plain, "accuracy": right(logits, labels)})
 
 
