@@ -6,8 +6,8 @@
     transept train recipes.bert:electra --minutes 20                       # a generator's words to be found
 
 The corpus is 0.92 million words (BERT's: 3,300 million). A pair is two stretches of a book, the second following the first or taken from
-another book; the last tenth of each book is held out. Measured, seed 0, 2 cores with AVX2, both losses summed, after 20 minutes (7,420 updates):
-of 2,698 held-out pairs 83.0 % are told (one standard error is 0.7), of masked words 14.8 %.
+another book; the last tenth of each book is held out. Measured, seed 0, 2 cores with AVX2, both losses summed, after 20 minutes (7,420
+updates): of 2,698 held-out pairs 83.0 % are told (one standard error is 0.7), of masked words 14.8 %.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     python -m recipes.results --run gpt1                      # all three, and the table; 2 cores
 
 Measured, seed 0, 2 cores with AVX2: the language model's perplexity on held-out reviews goes from 912 to 196 with lambda 0.5 and to 1,258
-without; accuracy 70.0 and 73.1 % (one standard error is 1.4). On novels, which neither reads while it is tuned, it goes from 188 to 640 and to
-306: the loss that is kept is that of the reviews.
+without; accuracy 70.0 and 73.1 % (one standard error is 1.4). On novels, which neither reads while it is tuned, it goes from 188 to 640 and
+to 306: the loss that is kept is that of the reviews.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014, section 4): while a model learns, each number is zero with a chance p, the others grow by 1 / (1 - p)."""
+"""Dropout (Srivastava et al. 2014, section 4): while a model learns, a number is zero with chance p, the others grow by 1 / (1 - p)."""
 
 from __future__ import annotations
 

@@ -245,7 +245,8 @@ def albert(pieces: Pieces, config: Mapping[str, Any]) -> rebuild.Json:
     quotes = [{"type": "Replace", "pattern": {"String": two}, "content": '"'} for two in ("``", "''")]
     accents = [] if config.get("keep_accents") is True else [{"type": "NFKD"}, {"type": "StripAccents"}]
     lower = [LOWER] if config.get("do_lower_case", True) is True else []
-    scores = tuple(s - 100 if text[-1:] == "," and text[-2:-1].isdigit() else s for text, s in zip(pieces.texts, pieces.scores, strict=True))
+    known = zip(pieces.texts, pieces.scores, strict=True)
+    scores = tuple(score - 100 if piece[-1:] == "," and piece[-2:-1].isdigit() else score for piece, score in known)
     spaces = {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f\x85]+"}, "content": " "}
     return around(pieces, unigram(replace(pieces, scores=scores), before=[spaces, *quotes, *accents, *lower]), "[CLS]", "[SEP]", "[MASK]")
 
