@@ -19,7 +19,6 @@ import transept
 from recipes.text import last_words
 from recipes.text import novels as books
 from transept.adapters.tune import dropped, normal
-from transept.checkpoints.save import form_for
 from transept.core.errors import InputError
 from transept.core.registry import Family, family
 from transept.core.spec import Spec
@@ -59,7 +58,7 @@ def run(model: nn.Module, page: Family, spec: Spec, text: tuple, context: int, b
 
     def finish(trained: nn.Module, folder: Path) -> str:
         nats, count = foresee(trained, tail.tolist(), context=context)
-        transept.save(Model(trained, page, form_for(page, spec), spec, tokenizer), folder / "model")
+        transept.save(Model(trained, page, None, spec, tokenizer), folder / "model")
         many = sum(p.numel() for p in trained.parameters())
         figures = {"perplexity": math.exp(nats / count), "bits per byte": nats / math.log(2) / size, "parameters": many}
         return last_words(folder, figures, f"try: transept generate {folder / 'model'} 'Alice looked'")

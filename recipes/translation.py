@@ -34,7 +34,6 @@ from transept.blocks.norms import LayerNorm
 from transept.blocks.positions import Sinusoidal
 from transept.blocks.seq2seq import EncoderDecoder, SourceEncoder
 from transept.blocks.stack import Decoder
-from transept.checkpoints.save import form_for
 from transept.core.errors import InputError
 from transept.core.registry import Family, family
 from transept.core.spec import Spec
@@ -145,7 +144,7 @@ def kept(captions: Captions, trained: nn.Module, page: Family, spec: Spec, beams
     """A folder that `transept translate` loads, and the command that does."""
     rules = Rules(start=captions.start, ends=(captions.end,), beams=beams, most=128)
     tokenizer = Tokenizer(captions.tokenizer.source, {"eos": captions.end, "bos": captions.start})
-    transept.save(Model(trained, page, form_for(page, spec), spec, tokenizer, rules=rules), folder / "model")
+    transept.save(Model(trained, page, None, spec, tokenizer, rules=rules), folder / "model")
     return f"try: transept translate {folder / 'model'} 'Two young men are outside near many bushes.'"
 
 

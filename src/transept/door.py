@@ -312,7 +312,8 @@ def save(m: Model, folder: str | Path, *, coded: Mapping[str, Stored] | None = N
     form = form_for(m.family, m.spec, m.form)
     ends = list(m.ends)
     # Readers of an encoder-decoder put its padding into its table, so there "none" is said too.
-    extra: dict[str, Any] = ({"pad_token_id": None} if isinstance(m.model, BareEncoderDecoder) else {}) | m.rules.ids()
+    two_sided = {"is_encoder_decoder": True, "pad_token_id": None} if isinstance(m.model, BareEncoderDecoder) else {}
+    extra: dict[str, Any] = two_sided | m.rules.ids()
     if m.tokenizer is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         m.tokenizer.save(folder)

@@ -29,6 +29,7 @@ from transept.core.errors import InputError
 from transept.core.registry import family
 from transept.core.tap import listening
 from transept.door import Model
+from transept.inference.rules import Rules
 from transept.models.text import transformer
 from transept.ops.relative import BucketSpec, buckets
 from transept.ops.rotary import Layout
@@ -70,9 +71,10 @@ def test_weights_go_round(case: tuple[str, str], tmp_path: Path) -> None:
     page, m = family(case[0]), model(case)
     spec = page.tiny[case[1]]
     form = form_for(page, spec)
-    transept.save(Model(m, page, form, spec), tmp_path)
+    rules = Rules(start=3, ends=(5,), beams=2, most=9)
+    transept.save(Model(m, page, form, spec, rules=rules), tmp_path)
     again = transept.load(tmp_path)
-    assert again.family is page and again.spec == spec and again.form is form
+    assert again.family is page and again.spec == spec and again.form is form and again.rules == rules
     ids = draw_ids(9, (2, 7), vocab(case))
     assert torch.equal(run(again.model, ids, source=ids), run(m, ids, source=ids))
 

@@ -106,7 +106,11 @@ def reference(source: str) -> dict[str, Any]:
     found = describe(source)
     where: dict[str, Any] = {"gguf_file": found.path.name} if found.path.suffix == ".gguf" else {}
     folder = str(found.path.parent if where else found.path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where).eval()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason, kind = str(error).splitlines()[0][:120], found.form.architecture
+        raise SourceError(f"{source}: transformers does not load {kind} as a causal language model ({reason})") from None
     mine = Model(found.empty(), found.family, found.form, found.spec)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
