@@ -104,6 +104,9 @@ def reference(source: str) -> dict[str, Any]:
     import transformers
 
     found = describe(source)
+    empty = found.empty()
+    if not (hasattr(empty, "cache") and hasattr(empty, "hidden")):
+        raise SourceError(f"{source} is a {found.form.architecture}, which continues no text; only what continues texts is compared")
     where: dict[str, Any] = {"gguf_file": found.path.name} if found.path.suffix == ".gguf" else {}
     folder = str(found.path.parent if where else found.path)
     try:
@@ -111,7 +114,7 @@ def reference(source: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         reason, kind = str(error).splitlines()[0][:120], found.form.architecture
         raise SourceError(f"{source}: transformers does not load {kind} as a causal language model ({reason})") from None
-    mine = Model(found.empty(), found.family, found.form, found.spec)
+    mine = Model(empty, found.family, found.form, found.spec)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
         encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
