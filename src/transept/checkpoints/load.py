@@ -13,7 +13,7 @@ from torch import nn
 
 from transept.checkpoints.find import Progress, find
 from transept.checkpoints.gguf import open_gguf
-from transept.checkpoints.quantized import open_quantized, own_names, split
+from transept.checkpoints.quantized import open_quantized, split
 from transept.checkpoints.safetensors import open_safetensors
 from transept.checkpoints.shards import open_sharded
 from transept.checkpoints.tensorfile import TensorFile, strict_json
@@ -22,7 +22,7 @@ from transept.core.errors import CheckpointError, ConfigError, NumericsError, So
 from transept.core.registry import Family, Published, by_architecture
 from transept.core.shapes import Tensor
 from transept.core.spec import Spec
-from transept.mapping.own import declared
+from transept.mapping.own import OwnNames, declared
 
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _MAX_CONFIG = 16 << 20
@@ -45,9 +45,10 @@ class Source:
         """Whether its matrices may lie in stored forms that a plan runs as they are: a GGUF file, or a folder of our own."""
         return self.path.suffix == ".gguf" or self.kinds is not None
 
-    def names(self, file: TensorFile) -> Any:
+    @property
+    def names(self) -> Any:
         """The weight map of its file."""
-        return own_names(file) if self.kinds is not None else self.form.names
+        return OwnNames(self.form.build or self.family.build) if self.kinds is not None else self.form.names
 
     def empty(self) -> nn.Module:
         """The model without numbers, on the meta device."""
@@ -66,7 +67,7 @@ def check(source: Source) -> None:
     shapes = {name: tuple(t.shape) for name, t in source.empty().state_dict().items()}
     file = source.open()
     try:
-        for _ in source.names(file).load(_Shapes(file), source.spec, shapes):
+        for _ in source.names.load(_Shapes(file), source.spec, shapes):
             pass
     finally:
         file.close()
@@ -116,7 +117,7 @@ def load(
     file = source.open()
     try:
         kind = dtype or _dtype(file, where)
-        for done, (name, tensor) in enumerate(source.names(file).load(_Guarded(file), source.spec, shapes), 1):
+        for done, (name, tensor) in enumerate(source.names.load(_Guarded(file), source.spec, shapes), 1):
             _assign(model, name, tensor, kind, where)
             if progress is not None:
                 progress(done, len(shapes))

@@ -15,10 +15,9 @@ import torch
 
 from transept.checkpoints.quants import QUANTS, dequantize, quant
 from transept.checkpoints.safetensors import SafetensorsFile, open_safetensors, write_safetensors
-from transept.checkpoints.tensorfile import TensorFile, TensorInfo, refuse
+from transept.checkpoints.tensorfile import TensorInfo, refuse
 from transept.core.errors import CheckpointError, ConfigError
 from transept.core.shapes import Tensor
-from transept.mapping.table import Map, Row
 
 METHOD, VERSION = "transept", 1
 FIELD = "quantization_config"
@@ -90,11 +89,6 @@ def split(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
             raise ConfigError(f"{path}: {FIELD}.kinds.{name} is {kind!r}, expected the name of a stored kind")
         quant(kind)
     return {name: value for name, value in config.items() if name != FIELD}, kinds
-
-
-def own_names(file: TensorFile) -> Map:
-    """The map of this form: every name is native already."""
-    return Map(*(Row(key, key) for key in file.keys()), index={})
 
 
 def open_quantized(folder: Path, kinds: Mapping[str, str]) -> QuantizedFile:

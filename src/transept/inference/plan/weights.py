@@ -49,7 +49,7 @@ class StoredWeights:
         if not source.stored:
             raise CheckpointError(f"{source.path} holds no stored forms: its numbers are taken from the loaded module")
         self.source, self.file = source, file
-        names = source.names(file)
+        names = source.names
         self.bonds = {name: bond for bond in names.bonds(source.spec) for name in bond.native}
 
     def matrix(self, name: str) -> native.Raw:
